@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The user's data, checked: homes, forwards, notify and the settings beside them.
+
+`load_config` is the only way in. It finds every mistake before any host is touched (promise 11) and
+says of each one where it is, what was written and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import idna
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+MAX_HOMES = 64
+"""Promise 8 is kept for up to this many homes."""
+MAX_RANGE = 256
+"""Ports of one range: each port is a process of its own on the VPS."""
+MAX_CONNECTIONS = 16384
+"""Of one forward: each connection is a process of its own on the VPS."""
+IDLE_TIMEOUT = {"tcp": 7440, "udp": 300}
+"""Seconds: RFC 5382 (REQ-5, 2 h 4 min) for TCP, RFC 4787 (REQ-5) for UDP."""
+PLACEHOLDER_DOMAINS = ("example.com", "example.net", "example.org")
+"""RFC 2606: nobody's real host is in these; our examples are."""
+
+MAX_IDLE_TIMEOUT = 30 * 86400
+
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
+
+
+def is_placeholder(name: str) -> bool:
+    """Is `name` in one of the domains that only examples use?"""
+    return any(name == domain or name.endswith(f".{domain}") for domain in PLACEHOLDER_DOMAINS)
+
+
+class DataError(Exception):
+    """The user's data is wrong; `mistakes` has one line for each mistake."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+@dataclass(frozen=True)
+class PortRange:
+    """One port (first == last) or a range of ports, both ends included."""
+
+    first: int
+    last: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.last + 1))
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+
+def _whole_number(what: str, low: int, high: int, unit: str = "") -> BeforeValidator:
+    """Accept an int from `low` to `high`; a bool or a string is none."""
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            amount = f"{unit} from {low} to {high}" if unit else f"from {low} to {high}"
+            raise ValueError(f"{value!r} is not {what}; write a whole number {amount}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _parse_ports(value: object) -> PortRange:
+    right = "write a number from 1 to 65535, or a range such as '8000-8010'"
+    if isinstance(value, PortRange):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        first = last = value
+    elif isinstance(value, str) and (
+        found := re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)
+    ):
+        first, last = int(found[1]), int(found[2] or found[1])
+    else:
+        raise ValueError(f"{value!r} is not a port; {right}")
+    if not (1 <= first <= 65535 and 1 <= last <= 65535):
+        raise ValueError(f"{value!r} is not a port; {right}")
+    if last < first:
+        raise ValueError(f"{value!r} runs backwards; write the lower port first: '{last}-{first}'")
+    if last - first >= MAX_RANGE:
+        raise ValueError(
+            f"{value!r} has {last - first + 1} ports; a range has at most {MAX_RANGE},"
+            " since each port is a process on the VPS"
+        )
+    return PortRange(first, last)
+
+
+def _parse_name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", value):
+        raise ValueError(
+            f"{value!r} is not a short name; write up to 32 of a-z, 0-9, '-' and '_',"
+            " such as 'fritzbox'"
+        )
+    return value
+
+
+def _parse_text(value: object) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.strip()
+        or len(value) > 200
+        or not value.isprintable()
+    ):
+        raise ValueError(f"{value!r} is not a description; write one line of up to 200 characters")
+    return value
+
+
+def _parse_hostname(value: object) -> str:
+    """A DNS name in its ASCII form (RFC 5890), lower case without a final dot, or an IPv6 address."""
+    right = "write the DNS name of the home, such as 'xxx.myfritz.net', or its IPv6 address"
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a host name; {right}")
+    try:
+        address = ipaddress.ip_address(value.strip("[]"))
+    except ValueError:
+        return _parse_dns_name(value, right)
+    if isinstance(address, ipaddress.IPv4Address):
+        raise ValueError(f"{value!r} is an IPv4 address, but a home is reached over IPv6; {right}")
+    if address.scope_id or not (address in GLOBAL_UNICAST or address in UNIQUE_LOCAL):
+        raise ValueError(f"{value!r} cannot be reached from a VPS; write a global IPv6 address")
+    return str(address)
+
+
+def _parse_dns_name(value: str, right: str) -> str:
+    if re.fullmatch(r"[0-9.]+", value):
+        raise ValueError(f"{value!r} looks like an IPv4 address; {right}")
+    name = value.rstrip(".").lower()
+    if not name.isascii():
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError(f"{value!r} is not a host name ({error}); {right}") from None
+    label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+    if len(name) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
+        raise ValueError(f"{value!r} is not a host name; {right}")
+    if "." not in name:
+        raise ValueError(f"{value!r} is not a full DNS name (it has no dot); {right}")
+    if is_placeholder(name):
+        raise ValueError(f"{value!r} is the placeholder of the example; {right}")
+    return name
+
+
+def _parse_mail_to(value: object) -> str:
+    address = (
+        r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*(?:@[A-Za-z0-9.:\[\]-]+)?"
+    )
+    if not isinstance(value, str) or not re.fullmatch(rf"{address}(?:, ?{address})*", value):
+        raise ValueError(
+            f"{value!r} is not a mail address; write a local user such as 'root', an address,"
+            " or several of them with commas between"
+        )
+    return value
+
+
+def _parse_switch(value: object) -> bool:
+    """A bool, or what `--data KEY=off` on the command line can say."""
+    words = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError(f"{value!r} is neither True nor False")
+
+
+def _one_of(*choices: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, str) or value not in choices:
+            written = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"{value!r} is not one of {written}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Home(_Model):
+    """One home: what it is called, and where DNS says it is."""
+
+    name: Annotated[str, BeforeValidator(_parse_name)]
+    hostname: Annotated[str, BeforeValidator(_parse_hostname)]
+    description: Annotated[str | None, BeforeValidator(_parse_text)] = None
+    allow_private: Annotated[bool, BeforeValidator(_parse_switch)] = False
+
+    @property
+    def label(self) -> str:
+        """How people call it: the description, or else the name."""
+        return self.description or self.name
+
+
+class Forward(_Model):
+    """One port, or range of ports, of the VPS that leads to a home."""
+
+    home: Annotated[str, BeforeValidator(_parse_name)]
+    protocol: Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
+    port: Annotated[PortRange, BeforeValidator(_parse_ports)]
+    target_port: Annotated[int, _whole_number("a port", 1, 65535)] | None = None
+    listen: Annotated[Literal["46", "4", "6"], _one_of("46", "4", "6")] = "46"
+    idle_timeout: (
+        Annotated[int, _whole_number("a time", 1, MAX_IDLE_TIMEOUT, "of seconds")] | None
+    ) = None
+    max_connections: Annotated[int, _whole_number("a limit", 1, MAX_CONNECTIONS)] = 1024
+
+    @property
+    def idle_seconds(self) -> int:
+        """The declared idle_timeout, or its protocol's default."""
+        return self.idle_timeout or IDLE_TIMEOUT[self.protocol]
+
+    def target_of(self, port: int) -> int:
+        """The port at home that `port` of the VPS leads to."""
+        return (self.target_port or self.port.first) + port - self.port.first
+
+
+class Notify(_Model):
+    """Who is told of a change."""
+
+    mail_to: Annotated[str, BeforeValidator(_parse_mail_to)]
+
+
+class Config(_Model):
+    """All of one VPS's data, valid."""
+
+    homes: tuple[Home, ...]
+    forwards: tuple[Forward, ...] = ()
+    notify: Notify | None = None
+    check_interval: Annotated[int, _whole_number("an interval", 10, 86400, "of seconds")] = 60
+    unresolved_after: Annotated[int, _whole_number("a time", 60, 604800, "of seconds")] = 1800
+    preflight: Annotated[bool, BeforeValidator(_parse_switch)] = True
+    remove_state: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    ssh_port: Annotated[int, _whole_number("a port", 1, 65535)] = Field(default=22)
+
+    def index_of(self, home: str) -> int:
+        """The INDEX of the home with this name: its position in `homes`."""
+        return next(index for index, each in enumerate(self.homes) if each.name == home)
+
+
+KEYS = tuple(Config.model_fields)
+"""Every top-level key that we read."""
+
+
+def load_config(data: Mapping[str, object]) -> Config:
+    """Check one VPS's data.
+
+    Raises: DataError with a line for each mistake: the key, the value and what would be right.
+    """
+    try:
+        config = Config.model_validate(dict(data))
+    except ValidationError as error:
+        raise DataError([_explain(each, data) for each in error.errors()]) from None
+    mistakes = [*_repeated_homes(config), *_wrong_forwards(config)]
+    if mistakes:
+        raise DataError(mistakes)
+    return config
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    """forwards[1].port, as one would write it in Python."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not part.startswith("function-"):
+            text += f".{part}" if text else str(part)
+    return text
+
+
+def _explain(error: Any, data: Mapping[str, object]) -> str:
+    """One line for one of pydantic's errors, in our words."""
+    location, kind, value = error["loc"], error["type"], error["input"]
+    where = _where(location)
+    if kind == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    if kind == "missing":
+        return f"{where}: is missing; {_REQUIRED[location[-1]]}"
+    if kind == "extra_forbidden":
+        return f"{where}: no such key{_suggest(location)}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{where}: {value!r} is not a list; write {location[0]} = [{{...}}, {{...}}]"
+    return f'{where}: {value!r} is not a dict; write {{"key": value, ...}}'
+
+
+_REQUIRED = {
+    "homes": 'write homes = [{"name": "fritzbox", "hostname": "xxx.myfritz.net"}]',
+    "name": 'write "name": "fritzbox" or another short name',
+    "hostname": 'write "hostname": "xxx.myfritz.net", the DNS name of the home',
+    "home": "write the name of the home that the forward leads to",
+    "protocol": 'write "protocol": "tcp" or "udp"',
+    "port": 'write "port": 44444, the port on the VPS, or a range such as "8000-8010"',
+    "mail_to": 'write "mail_to": "root" or another mail address, or leave notify out for no mail',
+}
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    models: dict[object, type[_Model]] = {"homes": Home, "forwards": Forward, "notify": Notify}
+    model = models[location[0]] if len(location) > 1 else Config
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
+
+
+def _repeated_homes(config: Config) -> Iterator[str]:
+    if len(config.homes) > MAX_HOMES:
+        yield f"homes: there are {len(config.homes)}; a VPS serves at most {MAX_HOMES}"
+    first: dict[str, int] = {}
+    for index, home in enumerate(config.homes):
+        if home.name in first:
+            yield (
+                f"homes[{index}].name: {home.name!r} is the name of homes[{first[home.name]}] already;"
+                " give each home a name of its own"
+            )
+        first.setdefault(home.name, index)
+
+
+def _wrong_forwards(config: Config) -> Iterator[str]:
+    names = [home.name for home in config.homes]
+    taken: dict[tuple[str, int, str], int] = {}
+    for index, forward in enumerate(config.forwards):
+        where = f"forwards[{index}]"
+        if forward.home not in names:
+            close = difflib.get_close_matches(forward.home, names, n=1)
+            right = f"did you mean {close[0]!r}?" if close else f"the homes are {', '.join(names)}"
+            yield f"{where}.home: {forward.home!r} is not the name of a home; {right}"
+        if forward.protocol == "tcp" and config.ssh_port in forward.port:
+            yield (
+                f"{where}.port: {config.ssh_port} is the VPS's own ssh port; forward another one"
+                " (or say in inventory.py which ssh_port sshd really uses)"
+            )
+        if forward.target_of(forward.port.last) > 65535:
+            yield (
+                f"{where}.target_port: {forward.target_port} is too high for a range of"
+                f" {len(forward.port)} ports; the last would be {forward.target_of(forward.port.last)}"
+            )
+        yield from _clashes(where, index, forward, taken)
+
+
+def _clashes(
+    where: str, index: int, forward: Forward, taken: dict[tuple[str, int, str], int]
+) -> Iterator[str]:
+    """Ports that an earlier forward has: a line for each of those forwards, and its first port."""
+    told: set[int] = set()
+    for port in forward.port:
+        for family in forward.listen:
+            other = taken.setdefault((forward.protocol, port, family), index)
+            if other != index and other not in told:
+                told.add(other)
+                yield (
+                    f"{where}.port: {forward.protocol} port {port} on IPv{family} is taken by"
+                    f" forwards[{other}] already; use another port"
+                    + ("" if forward.listen == family else ", or listen on one family each")
+                )

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The operations: packages, files, units. Each is a no-op on a VPS that matches its plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable
+from dataclasses import asdict, replace
+
+from pyinfra import host, logger, state
+from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api.operation import OperationMeta
+from pyinfra.facts.files import FileContents
+from pyinfra.operations import apt, dnf
+from pyinfra.operations.util.files import generate_color_diff
+
+from home_forwarder.compare import Changes, compare
+from home_forwarder.plan import STATE, File, Link, Plan
+from operations.facts import REMOTE, before, observe
+
+Commands = Generator[StringCommand, None, None]
+
+SHOWN = 8
+"""Names said of a longer list."""
+
+
+def install_packages(name: str, packages: Iterable[str]) -> OperationMeta | None:
+    """Install what is missing with the distribution's package manager; no command if nothing is."""
+    seen = before()
+    missing = [package for package in packages if package not in seen.packages]
+    if not missing:
+        return None
+    if "apt-get" in seen.manager:
+        return apt.packages(
+            name=name,
+            packages=missing,
+            update=True,
+            no_recommends=True,
+            # A new server is often busy with its own upgrades.
+            extra_install_args="-o DPkg::Lock::Timeout=120",
+        )
+    return dnf.packages(name=name, packages=missing)
+
+
+@operation()
+def write_files(plan: Plan) -> Commands:
+    """
+    Write the plan's files and links, each whole or not at all.
+
+    + plan: what the VPS must look like
+    """
+    entries = compare(plan, observe()).write
+    if not entries:
+        host.noop("all files are as declared")
+        return
+    _announce("write", [entry.path for entry in entries])
+    _show_diffs(entries)
+    yield _install({"write": [asdict(entry) for entry in entries], "remove": []})
+
+
+@operation()
+def switch_units(plan: Plan) -> Commands:
+    """
+    Stop and delete what is not declared, then load, start and restart what is.
+
+    + plan: what the VPS must look like
+
+    A relay is restarted only if its own settings changed (promise 10).
+    """
+    changes = _all_changes(plan)
+    for verb, names in (
+        ("stop", changes.stop),
+        ("delete", changes.remove),
+        ("restart", changes.restart),
+        ("start", changes.start),
+    ):
+        _announce(verb, names)
+    commands = list(_switch_commands(changes))
+    if not commands:
+        host.noop("all units are as declared")
+    yield from commands
+
+
+@operation()
+def remove_state() -> Commands:
+    """
+    Delete the state directory: known addresses and messages not yet sent.
+    """
+    yield StringCommand(
+        "rm", "-rf", QuoteString(STATE), QuoteString("/var/lib/private/home-forwarder")
+    )
+
+
+def _all_changes(plan: Plan) -> Changes:
+    """What is to do now, and what the files written by this same deploy make necessary."""
+    now, planned = compare(plan, observe()), compare(plan, before())
+    return replace(now, reload=now.reload or planned.reload, look_up=now.look_up or planned.look_up)
+
+
+def _switch_commands(changes: Changes) -> Commands:
+    if changes.stop:
+        yield _systemctl("stop", changes.stop)
+    if changes.remove:
+        yield _install({"write": [], "remove": list(changes.remove)})
+    if changes.reload:
+        yield _systemctl("daemon-reload")
+    if changes.look_up:
+        yield _systemctl("start", ["home-address-updater.service"])
+    if changes.restart:
+        yield _systemctl("restart", changes.restart)
+    if changes.start:
+        yield _systemctl("start", changes.start)
+
+
+def _systemctl(verb: str, units: Iterable[str] = ()) -> StringCommand:
+    """One call for many units."""
+    return StringCommand("systemctl", verb, *(QuoteString(unit) for unit in units))
+
+
+def _install(job: dict[str, object]) -> StringCommand:
+    """Contents go through standard input: no secret in an argument list or a temporary file."""
+    source = (REMOTE / "install.py").read_text(encoding="utf-8")
+    return StringCommand("python3 -IS -c", QuoteString(source), _stdin=json.dumps(job))
+
+
+def _announce(verb: str, names: Iterable[str]) -> None:
+    """Before a deploy: what it is going to do, for --dry and for the question that follows."""
+    names = list(names)
+    if not names or state.is_executing:
+        return
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    host.log(f"Will {verb}: {', '.join(names[:SHOWN])}{more}", logger.info)
+
+
+def _show_diffs(entries: Iterable[File | Link]) -> None:
+    if state.is_executing or not state.config.DIFF:
+        return
+    for entry in entries:
+        if isinstance(entry, Link):
+            continue
+        known = entry.path in before().files
+        old = (host.get_fact(FileContents, path=entry.path) or []) if known else []
+        host.log(f"{entry.path} (mode {entry.mode})", logger.info)
+        new = entry.content.splitlines(keepends=True)
+        for line in generate_color_diff([f"{each}\n" for each in old], new):
+            logger.info("  %s", line.rstrip("\n"))
