@@ -49,6 +49,14 @@ class Changes:
     restart: tuple[str, ...]
     start: tuple[str, ...]
 
+    @property
+    def anything_starts(self) -> bool:
+        """Is there a reason to see whether all relays have come up?"""
+        return bool(self.look_up or self.restart or self.start)
+
+
+NO_CHANGES = Changes((), (), (), reload=False, look_up=False, restart=(), start=())
+
 
 def compare(plan: Plan, seen: Observed) -> Changes:
     """What makes a VPS match its plan; all empty if it does."""
@@ -175,7 +183,8 @@ def _down(plan: Plan, seen: Observed) -> list[str]:
     for relay in plan.relays:
         up = seen.units.get(relay.unit, {}).get("ActiveState") in ("active", "activating")
         if not up and _active(seen, relay.forward) and str(relay.home) in seen.addresses:
-            units.append(relay.unit)
+            # Stopping another variant of this forward stops the forward, too: it required that one.
+            units += [relay.forward, relay.unit]
     return units
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -35,11 +36,14 @@ _UNIT_NAME = (
 )
 OWNED_UNITS = rf"^({_UNIT_NAME})$"
 """Names of units that are ours: one that is not declared is stopped and disabled."""
+UNFINISHED = ".home-forwarder-new"
+"""Ends the name of a file that a deploy is just writing; operations/remote/install.py renames it."""
 OWNED_FILES = (
-    rf"^{UNITS}/([^/]*\.wants/)?({_UNIT_NAME})$"
-    rf"|^{UNITS}/({_UNIT_NAME})\.d/forward\.conf$"
-    r"|^/etc/home-forwarder\.conf$|^/etc/home-address-ipv[46]$"
-    r"|^/usr/local/bin/home-address-update(\.sh)?$|^/usr/local/lib/home-forwarder/[^/]+$"
+    rf"^({UNITS}/([^/]*\.wants/)?({_UNIT_NAME})"
+    rf"|{UNITS}/({_UNIT_NAME})\.d/forward\.conf"
+    r"|/etc/home-forwarder\.conf|/etc/home-address-ipv[46]"
+    r"|/usr/local/bin/home-address-update(\.sh)?|/usr/local/lib/home-forwarder/[^/]+"
+    rf")({re.escape(UNFINISHED)})?$"
 )
 """Paths that are ours: one that is not declared is deleted. An admin's own drop-ins are not ours."""
 

@@ -14,7 +14,7 @@ from pyinfra.facts.files import FileContents
 from pyinfra.operations import apt, dnf
 from pyinfra.operations.util.files import generate_color_diff
 
-from home_forwarder.compare import Changes, compare
+from home_forwarder.compare import NO_CHANGES, Changes, compare
 from home_forwarder.plan import STATE, File, Link, Plan
 from operations.facts import REMOTE, before, observe
 
@@ -55,7 +55,7 @@ def write_files(plan: Plan) -> Commands:
         return
     _announce("write", [entry.path for entry in entries])
     _show_diffs(entries)
-    yield _install({"write": [asdict(entry) for entry in entries], "remove": []})
+    yield _program("install.py", {"write": [asdict(entry) for entry in entries], "remove": []})
 
 
 @operation()
@@ -75,10 +75,9 @@ def switch_units(plan: Plan) -> Commands:
         ("start", changes.start),
     ):
         _announce(verb, names)
-    commands = list(_switch_commands(changes))
-    if not commands:
+    if changes == NO_CHANGES:
         host.noop("all units are as declared")
-    yield from commands
+    yield from _switch_commands(plan, changes)
 
 
 @operation()
@@ -97,11 +96,11 @@ def _all_changes(plan: Plan) -> Changes:
     return replace(now, reload=now.reload or planned.reload, look_up=now.look_up or planned.look_up)
 
 
-def _switch_commands(changes: Changes) -> Commands:
+def _switch_commands(plan: Plan, changes: Changes) -> Commands:
     if changes.stop:
         yield _systemctl("stop", changes.stop)
     if changes.remove:
-        yield _install({"write": [], "remove": list(changes.remove)})
+        yield _program("install.py", {"write": [], "remove": list(changes.remove)})
     if changes.reload:
         yield _systemctl("daemon-reload")
     if changes.look_up:
@@ -110,6 +109,19 @@ def _switch_commands(changes: Changes) -> Commands:
         yield _systemctl("restart", changes.restart)
     if changes.start:
         yield _systemctl("start", changes.start)
+    if changes.anything_starts and plan.relays:
+        yield from _wait_for_relays(plan)
+
+
+def _wait_for_relays(plan: Plan) -> Commands:
+    """A deploy that ends well has relays that listen; those without an address cannot yet."""
+    known = observe().addresses
+    relays = [
+        {"unit": relay.unit, "protocol": relay.protocol, "port": relay.port}
+        for relay in plan.relays
+        if str(relay.home) in known
+    ]
+    yield _program("wait.py", relays)
 
 
 def _systemctl(verb: str, units: Iterable[str] = ()) -> StringCommand:
@@ -117,9 +129,12 @@ def _systemctl(verb: str, units: Iterable[str] = ()) -> StringCommand:
     return StringCommand("systemctl", verb, *(QuoteString(unit) for unit in units))
 
 
-def _install(job: dict[str, object]) -> StringCommand:
-    """Contents go through standard input: no secret in an argument list or a temporary file."""
-    source = (REMOTE / "install.py").read_text(encoding="utf-8")
+def _program(name: str, job: object) -> StringCommand:
+    """One of the programs that are sent to a VPS.
+
+    Its job goes through standard input: no secret in an argument list or a temporary file.
+    """
+    source = (REMOTE / name).read_text(encoding="utf-8")
     return StringCommand("python3 -IS -c", QuoteString(source), _stdin=json.dumps(job))
 
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Throw-away VPSes, homes, clients and DNS on one Linux machine.
+
+    with Lab("demo", vpses={"vps1": "trixie"}, homes=["home0"]) as lab:
+        lab.home["home0"].serve(tcp=[44444])
+        lab.vps["vps1"].run("systemctl is-system-running")
+
+See README.md beside this file.
+"""
+
+from lab.errors import CommandFailed, LabError
+from lab.home import Home
+from lab.host import Host, Operator, PlainHost
+from lab.image import RELEASES, Image
+from lab.lab import Lab, check_prerequisites, names
+from lab.nameserver import FAULTS, ZONE, NameServer, Query
+from lab.vps import Vps
+
+__all__ = [
+    "FAULTS",
+    "RELEASES",
+    "ZONE",
+    "CommandFailed",
+    "Home",
+    "Host",
+    "Image",
+    "Lab",
+    "LabError",
+    "NameServer",
+    "Operator",
+    "PlainHost",
+    "Query",
+    "Vps",
+    "check_prerequisites",
+    "names",
+]

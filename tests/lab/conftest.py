@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests on real VPSes: one lab for each release, a fresh VPS for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import Lab, LabError, check_prerequisites
+from lab.checkout import Checkout
+from lab.vps import Vps
+
+RELEASES = ("bookworm", "trixie")
+TCP, UDP = 44444, 33333
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where no lab can run, say so once for each test; in CI that is a failure."""
+    try:
+        check_prerequisites()
+    except LabError as error:
+        if os.environ.get("CI"):
+            pytest.exit(f"the lab tests cannot run, and in CI they must: {error}", returncode=1)
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=f"NOT TESTED: {error}"))
+
+
+@pytest.fixture(scope="session", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
+    """The Debian release of the VPSes."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def lab(release: str) -> Iterator[Lab]:
+    """Three homes that serve, a client, an operator, DNS; no VPS yet."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    with Lab(f"t{worker}-{release[:4]}", vpses={}, homes=["home0", "home1", "home2"]) as lab:
+        for home in lab.home.values():
+            home.serve(tcp=[TCP, *range(8000, 8010)], udp=[UDP, *range(8000, 8010)])
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+def true_dns(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test did to DNS is over with the test."""
+    yield
+    if "lab" in request.fixturenames:
+        request.getfixturevalue("lab").dns.clear_faults()
+
+
+@pytest.fixture
+def vps(lab: Lab, release: str, request: pytest.FixtureRequest) -> Iterator[Vps]:
+    """A fresh VPS with socat in place, so that a deploy takes a second.
+
+    The marker `vps(...)` gives other arguments to Lab.add_vps.
+    """
+    marker = request.node.get_closest_marker("vps")
+    options: dict[str, Any] = {"packages": ["socat"], **(marker.kwargs if marker else {})}
+    vps = lab.add_vps("vps1", release, **options)
+    yield vps
+    lab.remove_vps("vps1")
+
+
+@pytest.fixture
+def checkout(lab: Lab, tmp_path: Path) -> Checkout:
+    """The operator's checkout, nothing declared yet."""
+    return Checkout(lab, tmp_path / "checkout")
+
+
+def home_data(lab: Lab, *, count: int = 2) -> list[dict[str, Any]]:
+    """The first homes of the lab as data: a home named like it, with a description."""
+    return [
+        {"name": name, "hostname": home.hostname, "description": f"The home {name}"}
+        for name, home in list(lab.home.items())[:count]
+    ]
+
+
+@pytest.fixture
+def deployed(lab: Lab, vps: Vps, checkout: Checkout) -> Checkout:
+    """A VPS that forwards TCP and UDP to home0, and TCP to home1."""
+    checkout.declare(home_data(lab), STANDARD, check_interval=3600)
+    checkout.deploy()
+    return checkout
+
+
+STANDARD = [
+    {"home": "home0", "protocol": "tcp", "port": TCP},
+    {"home": "home0", "protocol": "udp", "port": UDP},
+    {"home": "home1", "protocol": "tcp", "port": 8001},
+]

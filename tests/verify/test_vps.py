@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The checks. Each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import NoReturn
+
+import pytest
+from conftest import Visits
+from facts import NotReached, Process, Target, Vps
+
+from home_forwarder.plan import File, Link, Relay
+
+UPDATER = "home-address-updater.service"
+FINE = ("0", "3")
+"""Exit statuses of home-address-update: 3 is a home that keeps its last good address."""
+CAP_NET_BIND_SERVICE = 1 << 10
+"""capabilities(7), linux/capability.h; the only capability a relay may have."""
+
+FAMILIES = {"*": "IPv4 and IPv6", "0.0.0.0": "IPv4 only", "[::]": "IPv6 only"}
+"""Local addresses as ss prints them: `*` is an IPv6 socket that takes IPv4 as well."""
+LISTENS_ON = {"46": "*", "4": "0.0.0.0", "6": "[::]"}
+
+DIFF_LINES = 20
+DEPLOY = "to mend it: pyinfra inventory.py deploy.py"
+
+
+def wrong(what: str, *more: str) -> NoReturn:
+    """Fail with a message for an admin, without a traceback."""
+    pytest.fail("\n".join((what, *more)), pytrace=False)
+
+
+def test_reachable(target: Target, visits: Visits, told: set[str]) -> None:
+    """It answers, and shows us what we must see."""
+    found = visits[target.name]
+    if isinstance(found, NotReached):
+        told.add(target.name)
+        wrong(
+            f"{target.name} could not be reached: {found}",
+            "nothing else was checked there",
+        )
+
+
+def test_nothing_hinders_a_deploy(vps: Vps) -> None:
+    """No unit is masked, no port is taken, Python is not too old."""
+    if vps.problems:
+        wrong(*vps.problems)
+
+
+def test_package(vps: Vps, package: str) -> None:
+    """A package is installed."""
+    if package not in vps.seen.packages:
+        wrong(f"{package} is not installed", DEPLOY)
+
+
+def test_file(vps: Vps, file: File) -> None:
+    """A file has its content, owner, group and mode."""
+    seen = vps.seen.files.get(file.path)
+    if seen is None:
+        wrong(f"{file.path} does not exist", DEPLOY)
+    if "sha256" not in seen:
+        wrong(f"{file.path} is no regular file", DEPLOY)
+    differing = [
+        f"its {key} is {seen[key]}, not {declared}"
+        for key, declared in (("mode", file.mode), ("owner", file.owner), ("group", file.group))
+        if seen[key] != declared
+    ]
+    diff = []
+    if not vps.is_content_of(file):
+        differing.append("its content differs")
+        diff = short_diff(vps.target.read(file.path), file)
+    if differing:
+        wrong(f"{file.path}: {', '.join(differing)}", *diff, DEPLOY)
+
+
+def test_link(vps: Vps, link: Link) -> None:
+    """A link leads where it must."""
+    seen = vps.seen.files.get(link.path)
+    if seen is None:
+        wrong(f"{link.path} does not exist; it must lead to {link.target}", DEPLOY)
+    if seen.get("target") != link.target:
+        leads = f"leads to {seen['target']}" if "target" in seen else "is no link"
+        wrong(f"{link.path} {leads}; it must lead to {link.target}", DEPLOY)
+
+
+def test_unit_enabled(vps: Vps, unit: str) -> None:
+    """A unit is started at boot."""
+    state = vps.facts.enabled.get(unit, "disabled")
+    if state != "enabled":
+        wrong(f"{unit} is {state or 'unknown'}, not enabled", DEPLOY)
+
+
+def test_unit_active(vps: Vps, unit: str) -> None:
+    """A unit is active, and a timer among them has a next run."""
+    state = state_of(vps, unit)
+    if not state.startswith("active"):
+        wrong(f"{unit} is {state}, not active", *vps.target.journal(unit), DEPLOY)
+    if state == "active (elapsed)":
+        wrong(
+            f"{unit} is active, but has no next run",
+            f"see: systemctl cat {unit}; to mend it: systemctl restart {unit}",
+        )
+
+
+def test_last_look_up(vps: Vps) -> None:
+    """The last run of home-address-updater.service ended well."""
+    run = vps.facts.updater
+    if run["ActiveState"] == "activating":
+        return  # it runs just now; how the last run ended is forgotten
+    if not run["ExecMainExitTimestamp"]:
+        wrong(f"{UPDATER} has not run since the boot", f"to mend it: systemctl start {UPDATER}")
+    if run["Result"] != "success" or run["ExecMainStatus"] not in FINE:
+        wrong(
+            f"the last run of {UPDATER} failed: {run['Result']}, exit status"
+            f" {run['ExecMainStatus']}",
+            *vps.target.journal(UPDATER),
+            f"see: journalctl -u {UPDATER}; to try again: systemctl start {UPDATER}",
+        )
+
+
+def test_address(vps: Vps, home: int) -> None:
+    """The address of a home with forwards is known."""
+    if str(home) not in vps.seen.addresses:
+        wanted = vps.target.config.homes[home]
+        wrong(
+            f"no address of {wanted.label} ({wanted.hostname}) is known: /etc/home-address-ipv6 has"
+            f" no HOME_IPV6_ADDRESS_{home}; its forwards wait for it",
+            *vps.target.journal(UPDATER),
+            "to look it up: home-address-update",
+        )
+
+
+def test_relay_runs(vps: Vps, relay: Relay) -> None:
+    """A relay process runs with the declared settings and leads to the known address of its home."""
+    process = running(vps, relay)
+    revision = process.environment.get("FORWARD_REVISION")
+    if revision != relay.revision:
+        wrong(
+            f"{relay.unit} runs with other settings than declared: FORWARD_REVISION is"
+            f" {revision or 'not set'}, not {relay.revision}",
+            DEPLOY,
+        )
+    key = f"HOME_IPV6_ADDRESS_{relay.home}"
+    if process.environment.get(key) != vps.seen.addresses[str(relay.home)]:
+        wrong(
+            f"{relay.unit} leads to {process.environment.get(key)}, but its home is known to be at"
+            f" {vps.seen.addresses[str(relay.home)]}",
+            f"home-address-watcher@{relay.home}.path should have restarted it; to mend it:"
+            f" systemctl restart {relay.unit}",
+        )
+
+
+def test_relay_listens(vps: Vps, relay: Relay) -> None:
+    """A relay listens on its port, for the declared families and no other."""
+    there = [
+        listener
+        for listener in vps.seen.listeners
+        if (listener["protocol"], listener["port"]) == (relay.protocol, relay.port)
+    ]
+    own = [listener["address"] for listener in there if listener["unit"] == relay.unit]
+    declared = LISTENS_ON[relay.listen]
+    if own == [declared]:
+        return
+    running(vps, relay)
+    port = f"{relay.protocol} port {relay.port}"
+    if own:
+        families = " and ".join(FAMILIES.get(address, f"{address} only") for address in own)
+        wrong(f"{relay.unit} listens for {families}; declared is {FAMILIES[declared]}", DEPLOY)
+    others = [f"{each['program']} ({each['unit']}) does" for each in there]
+    wrong(
+        f"{relay.unit} runs, but does not listen on {port}" + "".join(f"; {who}" for who in others),
+        *vps.target.journal(relay.unit),
+        f"see: ss -ltunp 'sport = :{relay.port}'; a udp relay also stops listening while it has"
+        " max_connections peers",
+    )
+
+
+def test_relay_is_unprivileged(vps: Vps, relay: Relay) -> None:
+    """A relay runs without privileges, but for ports below 1024."""
+    process = running(vps, relay)
+    found = []
+    if 0 in process.uids:
+        found.append("it runs as root")
+    found += [
+        f"{name} is {value:x}, more than CAP_NET_BIND_SERVICE ({CAP_NET_BIND_SERVICE:x})"
+        for name, value in process.capabilities.items()
+        if value & ~CAP_NET_BIND_SERVICE
+    ]
+    if not process.no_new_privileges:
+        found.append("NoNewPrivs is 0")
+    if found:
+        wrong(
+            f"{relay.unit} has privileges: {'; '.join(found)}",
+            f"see: systemctl cat {relay.unit}; to mend it, take away what overrides the unit and"
+            f" systemctl restart {relay.unit}",
+        )
+
+
+def test_nothing_undeclared(vps: Vps) -> None:
+    """Nothing of ours is there that is not declared."""
+    units, paths = vps.changes.stop, vps.changes.remove
+    if units or paths:
+        wrong(
+            f"undeclared: {', '.join((*units, *paths))}",
+            "to keep a forward, declare it in group_data/all.py; to take all of it away:"
+            " pyinfra inventory.py deploy.py",
+        )
+
+
+def test_deploy_would_change_nothing(vps: Vps) -> None:
+    """A deploy would say `No change` of everything."""
+    missing = [name for name in vps.target.plan.packages if name not in vps.seen.packages]
+    changes = vps.changes
+    todo = [
+        f"    {verb} {', '.join(names)}"
+        for verb, names in (
+            ("install", missing),
+            ("write", [entry.path for entry in changes.write]),
+            ("stop", changes.stop),
+            ("delete", changes.remove),
+            ("restart", changes.restart),
+            ("start", changes.start),
+        )
+        if names
+    ]
+    todo += ["    reload systemd"] if changes.reload else []
+    todo += ["    look the homes up"] if changes.look_up else []
+    if todo:
+        wrong("a deploy would change this VPS; it would", *todo, DEPLOY)
+
+
+def state_of(vps: Vps, unit: str) -> str:
+    """What systemctl status says: active (running)."""
+    seen = vps.seen.units.get(unit)
+    if seen is None:
+        return "not loaded"
+    if seen["LoadState"] != "loaded":
+        return seen["LoadState"]
+    return f"{seen['ActiveState']} ({seen['SubState']})"
+
+
+def running(vps: Vps, relay: Relay) -> Process:
+    """The relay's process; fails the check if there is none, in one line if it has no chance."""
+    if str(relay.home) not in vps.seen.addresses:
+        home = vps.target.config.homes[relay.home].name
+        wrong(f"{relay.unit} waits: see test_address[{vps.name}-{home}]")
+    process = vps.facts.processes.get(relay.unit)
+    state = state_of(vps, relay.unit)
+    if process is None or state != "active (running)":
+        wrong(
+            f"{relay.unit} does not run; it is {state}",
+            *vps.target.journal(relay.unit),
+            f"see: journalctl -u {relay.unit}; {DEPLOY}",
+        )
+    return process
+
+
+def short_diff(seen: str, file: File) -> list[str]:
+    """From what is there to what must be there, cut off if it is long."""
+    lines = list(
+        difflib.unified_diff(
+            seen.splitlines(), file.content.splitlines(), "there", "declared", n=1, lineterm=""
+        )
+    )
+    more = [f"    ... and {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else []
+    return [f"    {line}" for line in lines[:DIFF_LINES]] + more
