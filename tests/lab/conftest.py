@@ -94,3 +94,16 @@ STANDARD = [
     {"home": "home0", "protocol": "udp", "port": UDP},
     {"home": "home1", "protocol": "tcp", "port": 8001},
 ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults: what was tried, what was dropped, how soon all was well again."""
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get(
+        "failed", []
+    ):
+        for name, rows in getattr(report, "user_properties", []):
+            if name == "faults":
+                terminalreporter.section(f"faults: {report.nodeid}")
+                terminalreporter.line(f"{'fault':32} {'dropped':>8} {'recovered after':>16}")
+                for fault, dropped, seconds in rows:
+                    terminalreporter.line(f"{fault:32} {dropped:8} {seconds:14.2f} s")

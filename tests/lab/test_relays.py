@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The relay processes: how they carry traffic, what they survive, what they cannot do."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+
+import pytest
+from conftest import STANDARD, TCP, UDP, home_data
+
+from lab import Lab
+from lab.checkout import Checkout
+from lab.traffic import ask_tcp, ask_udp, ask_until, whoami
+from lab.vps import Vps
+
+TCP_RELAY = "home-tcpforwarder-46-to-6@0:44444.service"
+UDP_RELAY = "home-udpforwarder-46-to-6@0:33333.service"
+
+
+def main_pid(vps: Vps, unit: str) -> str:
+    return vps.run(["systemctl", "show", "-P", "MainPID", unit]).stdout.strip()
+
+
+def test_half_close_waits_for_a_slow_answer(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+    """A client that is done sending and waits 10 s for the answer gets all of it."""
+    size = 1_000_000
+    with lab.inside("client"):
+        connection = socket.create_connection((vps.ipv4, TCP), timeout=20)
+        connection.sendall(f"slow 10 {size}\n".encode())
+        connection.shutdown(socket.SHUT_WR)
+    received = 0
+    while chunk := connection.recv(65536):
+        received += len(chunk)
+    assert received == size
+
+
+def test_idle_connections_end(lab: Lab, vps: Vps, checkout: Checkout) -> None:
+    """idle_timeout, and not before."""
+    checkout.declare(home_data(lab), [{**STANDARD[0], "idle_timeout": 3}])
+    checkout.deploy()
+    with lab.inside("client"):
+        connection = socket.create_connection((vps.ipv4, TCP), timeout=10)
+    for _ in range(3):
+        time.sleep(1.5)
+        whoami(connection)
+    started = time.monotonic()
+    assert connection.recv(1) == b""
+    assert 2 < time.monotonic() - started < 6
+
+
+def test_max_connections(lab: Lab, vps: Vps, checkout: Checkout) -> None:
+    """At the limit a client waits; when another one ends, it is served. Other forwards do not notice."""
+    checkout.declare(home_data(lab), [{**STANDARD[0], "max_connections": 2}, *STANDARD[1:]])
+    checkout.deploy()
+    with lab.inside("client"):
+        first, second = (socket.create_connection((vps.ipv4, TCP), timeout=5) for _ in range(2))
+        whoami(first), whoami(second)
+        third = socket.create_connection((vps.ipv4, TCP), timeout=2)
+        third.sendall(b"whoami\n")
+        with pytest.raises(TimeoutError):
+            third.recv(100)
+        ask_tcp(vps.ipv4, 8001)
+        ask_udp(vps.ipv4, UDP)
+    first.close()
+    third.settimeout(5)
+    assert third.recv(100).startswith(b"home0 ")
+
+
+def test_dead_peers_are_found(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+    """Both sockets of a connection have keepalive on, with our times."""
+    with lab.inside("client"):
+        connection = socket.create_connection((vps.ipv4, TCP), timeout=5)
+        whoami(connection)
+    timers = vps.run(f"ss -Htno state established '( sport = {TCP} or dport = {TCP} )'").stdout
+    assert timers.count("timer:(keepalive,") == 2
+    minutes = [int(each) for each in re.findall(r"keepalive,(\d+)min", timers)]
+    assert len(minutes) == 2
+    assert max(minutes) <= 5  # Linux would wait for 120
+
+
+def test_a_killed_relay_is_back(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+    """SIGKILL: back within 2 s, again and again."""
+    for _ in range(8):
+        vps.run(["systemctl", "kill", "-s", "KILL", TCP_RELAY])
+        with lab.inside("client"):
+            assert ask_until(ask_tcp, vps.ipv4, TCP, "home0") < 2
+
+
+def test_a_port_taken_later_is_told_and_waited_for(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+    """A relay whose port another program took keeps trying, and is back when it is free."""
+    vps.run("systemctl stop home-tcpforwarder@0:44444")
+    vps.run(
+        f"systemd-run -q --unit=squatter socat TCP6-LISTEN:{TCP},fork EXEC:/bin/true; sleep 0.5"
+    )
+    vps.run("systemctl start home-tcpforwarder@0:44444")
+    time.sleep(5)
+    journal = vps.run(["journalctl", "-q", "-o", "cat", "-u", TCP_RELAY]).stdout
+    assert "Address already in use" in journal
+    assert int(vps.run(["systemctl", "show", "-P", "NRestarts", TCP_RELAY]).stdout) <= 6
+    vps.run("systemctl stop squatter")
+    with lab.inside("client"):
+        ask_until(ask_tcp, vps.ipv4, TCP, "home0")
+
+
+@pytest.mark.parametrize("unit", [TCP_RELAY, UDP_RELAY])
+def test_relays_have_no_privileges(lab: Lab, vps: Vps, deployed: Checkout, unit: str) -> None:
+    """Promise 16, read from the kernel."""
+    status = vps.run(f"cat /proc/{main_pid(vps, unit)}/status").stdout
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    net_bind_service = 1 << 10
+    assert "0" not in facts["Uid"].split()
+    assert int(facts["CapEff"], 16) | net_bind_service == net_bind_service
+    assert int(facts["CapBnd"], 16) | net_bind_service == net_bind_service
+    assert facts["NoNewPrivs"] == "1"
+    assert facts["Seccomp"] == "2"
+
+
+# What is tried from inside each of our units: the sandbox of the unit, another command.
+FORBIDDEN = {
+    "read /root": "import os; os.listdir('/root')",
+    "read /home": "assert os.listdir('/home') == []; os.listdir('/home/admin')",
+    "write /etc": "open('/etc/x', 'w')",
+    "write /usr": "open('/usr/local/x', 'w')",
+    "write /var": "open('/var/lib/x', 'w')",
+    "netlink socket": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "raw socket": "socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)",
+    "packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+    "other users' processes": "assert '1' in os.listdir('/proc') and open('/proc/1/environ').read()",
+    "become root": "os.setuid(0)",
+    "mount": "os.system('mount -t tmpfs none /mnt') and exit(1)",
+    "new namespace": "os.unshare(os.CLONE_NEWUSER) if hasattr(os, 'unshare') else exit(1)",
+    "setuid program": "os.system('su -c true </dev/null') and exit(1)",
+    "set the clock": "time.clock_settime(time.CLOCK_REALTIME, time.time())",
+    "writable and executable memory": "mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)",
+    "device": "open('/dev/kmsg').read(1)",
+}
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [TCP_RELAY, UDP_RELAY, "home-address-updater.service", "home-notifier.service",
+     "home-address-watcher@0.service"],
+)  # fmt: skip
+def test_the_sandbox_forbids(vps: Vps, deployed: Checkout, unit: str) -> None:
+    """Promise 16: each forbidden thing is tried inside the unit, and fails; outside, it works."""
+    tries = "\n".join(f"attempt({name!r}, {code!r})" for name, code in FORBIDDEN.items())
+    vps.write(
+        "/usr/local/lib/tries.py",
+        "import mmap, os, socket, sys, time\n"
+        "def attempt(name, code):\n"
+        "    if os.fork() == 0:\n"
+        "        try:\n"
+        "            exec(code)\n"
+        "        except BaseException:\n"
+        "            os._exit(1)\n"
+        "        os._exit(0)\n"
+        "    if os.wait()[1] == 0:\n"
+        "        print('POSSIBLE:', name, flush=True)\n"
+        f"{tries}\n"
+        "print('all tried', flush=True)\n",
+    )
+    vps.run(
+        f"mkdir -p '/run/systemd/system/{unit}.d' && printf '[Service]\\nExecStart=\\nType=oneshot\\n"
+        "Restart=no\\nSyslogIdentifier=tries\\nExecStart=/usr/bin/python3 /usr/local/lib/tries.py\\n'"
+        f" >'/run/systemd/system/{unit}.d/tries.conf' && systemctl daemon-reload"
+    )
+    vps.run(["systemctl", "restart", unit])
+    said = vps.run("journalctl -q -o cat -t tries").stdout
+    assert "all tried" in said
+    assert "POSSIBLE" not in said
+
+
+def test_loopback_is_out_of_reach_of_a_relay(vps: Vps, deployed: Checkout) -> None:
+    """A relay that was taken over cannot reach the VPS's own sshd on the loopback."""
+    code = 'import socket; socket.create_connection(("{}", 22), 2)'
+    for address in ("127.0.0.1", "::1"):
+        properties = vps.run(["systemctl", "show", "-p", "IPAddressDeny", TCP_RELAY]).stdout
+        assert "127.0.0.0/8" in properties
+        inside = vps.run(
+            "systemd-run --wait -q -p DynamicUser=yes -p IPAddressDeny=localhost python3 -c"
+            f" '{code.format(address)}'",
+            check=False,
+        )
+        outside = vps.run(f"systemd-run --wait -q python3 -c '{code.format(address)}'", check=False)
+        assert (inside.returncode != 0, outside.returncode) == (True, 0)
+
+
+def test_security_scores(vps: Vps, deployed: Checkout) -> None:
+    """Every unit of ours at 1.5 or better in systemd-analyze security."""
+    shown = vps.run("systemd-analyze security --no-pager --json=short").stdout
+    scores = {
+        each["unit"]: float(each["exposure"])
+        for each in json.loads(shown)
+        if each["unit"].startswith("home-")
+    }
+    for unit in ("home-address-updater", "home-notifier", "home-address-watcher@0"):
+        text = vps.run(["systemd-analyze", "security", "--no-pager", f"{unit}.service"]).stdout
+        scores[unit] = float(text.rpartition("exposure level for")[2].split(":")[1].split()[0])
+    assert {unit: score for unit, score in scores.items() if score > 1.5} == {}
+    assert len(scores) == 6
