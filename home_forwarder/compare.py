@@ -48,6 +48,8 @@ class Changes:
     look_up: bool
     restart: tuple[str, ...]
     start: tuple[str, ...]
+    forget: tuple[str, ...] = ()
+    """Of those to stop: failed ones, which stay known as failed until they are reset."""
 
     @property
     def anything_starts(self) -> bool:
@@ -65,12 +67,14 @@ def compare(plan: Plan, seen: Observed) -> Changes:
     remove = tuple(sorted(path for path in seen.files if path not in declared))
     written = {entry.path for entry in write}
     stop = tuple(sorted(name for name in seen.units if name not in plan.units and _up(seen, name)))
+    forget = tuple(name for name in stop if seen.units[name]["ActiveState"] == "failed")
     restart = (
         *(relay.unit for relay in plan.relays if _outdated(relay, seen)),
         *(unit for unit in plan.running if _waits_for_reload(unit, seen, written)),
     )
     return Changes(
         stop=stop,
+        forget=forget,
         write=write,
         remove=remove,
         reload=any(path.startswith(f"{UNITS}/") for path in (*written, *remove))
@@ -107,10 +111,11 @@ def problems(plan: Plan, seen: Observed) -> list[str]:
         for name, unit in seen.units.items()
         if name in plan.units and unit["UnitFileState"] in ("masked", "masked-runtime")
     ]
+    paths = {entry.path for entry in plan.entries} | {f"{UNITS}/{unit}" for unit in plan.units}
     masked += [
-        entry.path.rpartition("/")[2]
-        for entry in plan.entries
-        if seen.files.get(entry.path, {}).get("target") == MASK
+        path.rpartition("/")[2]
+        for path, entry in seen.files.items()
+        if path in paths and entry.get("target") == MASK
     ]
     for name in sorted(set(masked)):
         found.append(f"{name} is masked here; to let us have it again: systemctl unmask {name}")
@@ -149,9 +154,12 @@ def _up(seen: Observed, unit: str) -> bool:
 
 
 def _outdated(relay: Relay, seen: Observed) -> bool:
-    """It runs, and with other settings than its drop-in says."""
+    """It runs with other settings than its drop-in says, or leads to an address the home has left."""
     unit = seen.units.get(relay.unit)
-    return unit is not None and unit["MainPID"] != "0" and unit["Revision"] != relay.revision
+    if unit is None or unit["MainPID"] == "0":
+        return False
+    address = seen.addresses.get(str(relay.home), unit["HomeAddress"])
+    return unit["Revision"] != relay.revision or unit["HomeAddress"] != address
 
 
 def _waits_for_reload(unit: str, seen: Observed, written: set[str]) -> bool:
@@ -183,8 +191,7 @@ def _down(plan: Plan, seen: Observed) -> list[str]:
     for relay in plan.relays:
         up = seen.units.get(relay.unit, {}).get("ActiveState") in ("active", "activating")
         if not up and _active(seen, relay.forward) and str(relay.home) in seen.addresses:
-            # Stopping another variant of this forward stops the forward, too: it required that one.
-            units += [relay.forward, relay.unit]
+            units.append(relay.unit)
     return units
 
 

@@ -11,8 +11,10 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import idna
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -59,6 +61,14 @@ class PortRange:
 
     def __len__(self) -> int:
         return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class Secret:
+    """The one line of a file on the operator's machine. It is shown nowhere."""
+
+    path: str
+    text: str = field(repr=False)
 
 
 def _whole_number(what: str, low: int, high: int, unit: str = "") -> BeforeValidator:
@@ -152,16 +162,107 @@ def _parse_dns_name(value: str, right: str) -> str:
     return name
 
 
+_MAILBOX = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*"
+
+
 def _parse_mail_to(value: object) -> str:
-    address = (
-        r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*(?:@[A-Za-z0-9.:\[\]-]+)?"
-    )
+    address = _MAILBOX + r"(?:@[A-Za-z0-9.:\[\]-]+)?"
     if not isinstance(value, str) or not re.fullmatch(rf"{address}(?:, ?{address})*", value):
         raise ValueError(
             f"{value!r} is not a mail address; write a local user such as 'root', an address,"
             " or several of them with commas between"
         )
     return value
+
+
+def _parse_mail_from(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_MAILBOX + r"@[A-Za-z0-9.-]+", value):
+        raise ValueError(
+            f"{value!r} is not a mail address; write the sender's, such as 'vps@provider.net'"
+        )
+    return value
+
+
+def _parse_mail_server(value: object) -> str:
+    right = "write the name of a mail server, such as 'smtp.provider.net', or 'localhost'"
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a host name; {right}")
+    try:
+        return str(ipaddress.ip_address(value.strip("[]")))
+    except ValueError:
+        return value if value == "localhost" else _parse_dns_name(value, right)
+
+
+def _parse_user(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
+        raise ValueError(
+            f"{value!r} is not a user name; write it as the mail server has it, without spaces"
+        )
+    return value
+
+
+def _parse_url(value: object, shown: str | None = None) -> str:
+    """An http or https URL.
+
+    shown: what a message says in its place, for one that is secret.
+    """
+    shown = shown or repr(value)
+    right = "write a URL such as 'https://ntfy.sh/my-topic'"
+    try:
+        if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]{1,2000}", value):
+            raise ValueError
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"{shown} is not a URL; {right}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{shown} has a password in it; put a token into a token_file instead")
+    if not host or port == 0 or parts.fragment:
+        raise ValueError(f"{shown} is not the URL of a server; {right}")
+    if is_placeholder(host):
+        raise ValueError(f"{shown} is at the placeholder of the example; {right}")
+    return value
+
+
+def _parse_program(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._+-]+)+", value):
+        raise ValueError(
+            f"{value!r} is not a program; write its path on the VPS, such as '/usr/local/bin/tell-me'"
+        )
+    if re.match(r"/(home|root|tmp|var/tmp|run/user)/", value) or "/../" in value:
+        raise ValueError(
+            f"{value!r} is where no service may look; put the program elsewhere, such as into"
+            " '/usr/local/bin'"
+        )
+    return value
+
+
+def _read_secret(value: object) -> Secret:
+    """The secret in the file `value`; a relative path starts where pyinfra is run."""
+    right = "write the path of a file on this machine that holds the secret in one line"
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{value!r} is not the path of a file; {right}")
+    path = Path(value).expanduser()
+    try:
+        mode = path.stat().st_mode & 0o777
+        text = path.read_bytes().decode("ascii").removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ValueError(f"{value!r} cannot be read here ({error.strerror}); {right}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{value!r} has letters that are not ASCII in it; {right}") from None
+    if mode & 0o077:
+        raise ValueError(f"{value!r} can be read by others (mode {mode:o}); do: chmod 600 {value}")
+    if not re.fullmatch(r"[ -~]{1,2000}", text):
+        raise ValueError(f"{value!r} does not hold one line of text; {right}")
+    return Secret(value, text)
+
+
+def _read_secret_url(value: object) -> Secret:
+    secret = _read_secret(value)
+    _parse_url(secret.text, shown=f"what {value!r} holds")
+    return secret
 
 
 def _parse_switch(value: object) -> bool:
@@ -225,10 +326,51 @@ class Forward(_Model):
         return (self.target_port or self.port.first) + port - self.port.first
 
 
-class Notify(_Model):
-    """Who is told of a change."""
+class Smtp(_Model):
+    """The server that takes our mails."""
 
-    mail_to: Annotated[str, BeforeValidator(_parse_mail_to)]
+    host: Annotated[str, BeforeValidator(_parse_mail_server)] = "localhost"
+    port: Annotated[int, _whole_number("a port", 1, 65535)] | None = None
+    security: (
+        Annotated[Literal["none", "starttls", "tls"], _one_of("none", "starttls", "tls")] | None
+    ) = None
+    user: Annotated[str | None, BeforeValidator(_parse_user)] = None
+    password_file: Annotated[Secret | None, BeforeValidator(_read_secret)] = None
+
+    @property
+    def chosen_security(self) -> str:
+        """As declared; else none on the VPS itself, and STARTTLS over a network."""
+        return self.security or ("none" if _is_on_the_vps(self.host) else "starttls")
+
+    @property
+    def chosen_port(self) -> int:
+        """As declared, or what belongs to the security (RFC 5321, RFC 6409, RFC 8314)."""
+        return self.port or {"none": 25, "starttls": 587, "tls": 465}[self.chosen_security]
+
+
+class Webhook(_Model):
+    """A server that takes our messages by HTTP."""
+
+    url: Annotated[str | None, BeforeValidator(_parse_url)] = None
+    url_file: Annotated[Secret | None, BeforeValidator(_read_secret_url)] = None
+    preset: Annotated[Literal["json", "ntfy", "gotify"], _one_of("json", "ntfy", "gotify")] = "json"
+    token_file: Annotated[Secret | None, BeforeValidator(_read_secret)] = None
+
+    @property
+    def any_url(self) -> str:
+        """The URL, wherever it was written; not to be shown."""
+        return self.url or (self.url_file.text if self.url_file else "")
+
+
+class Notify(_Model):
+    """Who is told of a change, and how."""
+
+    mail_to: Annotated[str | None, BeforeValidator(_parse_mail_to)] = None
+    mail_from: Annotated[str | None, BeforeValidator(_parse_mail_from)] = None
+    smtp: Smtp | None = None
+    sendmail: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    webhook: Webhook | None = None
+    program: Annotated[str | None, BeforeValidator(_parse_program)] = None
 
 
 class Config(_Model):
@@ -261,7 +403,7 @@ def load_config(data: Mapping[str, object]) -> Config:
         config = Config.model_validate(dict(data))
     except ValidationError as error:
         raise DataError([_explain(each, data) for each in error.errors()]) from None
-    mistakes = [*_repeated_homes(config), *_wrong_forwards(config)]
+    mistakes = [*_repeated_homes(config), *_wrong_forwards(config), *_wrong_notify(config.notify)]
     if mistakes:
         raise DataError(mistakes)
     return config
@@ -300,13 +442,21 @@ _REQUIRED = {
     "home": "write the name of the home that the forward leads to",
     "protocol": 'write "protocol": "tcp" or "udp"',
     "port": 'write "port": 44444, the port on the VPS, or a range such as "8000-8010"',
-    "mail_to": 'write "mail_to": "root" or another mail address, or leave notify out for no mail',
+}
+
+
+_MODELS: dict[str, type[_Model]] = {
+    "": Config,
+    "homes": Home,
+    "forwards": Forward,
+    "notify": Notify,
+    "notify.smtp": Smtp,
+    "notify.webhook": Webhook,
 }
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
-    models: dict[object, type[_Model]] = {"homes": Home, "forwards": Forward, "notify": Notify}
-    model = models[location[0]] if len(location) > 1 else Config
+    model = _MODELS[".".join(part for part in location[:-1] if isinstance(part, str))]
     known = list(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(known)}"
@@ -362,3 +512,80 @@ def _clashes(
                     f" forwards[{other}] already; use another port"
                     + ("" if forward.listen == family else ", or listen on one family each")
                 )
+
+
+def _is_on_the_vps(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_private(host: str) -> bool:
+    """Does what is sent to `host` stay on the VPS, or in a private network such as a tunnel's?"""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost"
+
+
+def _wrong_notify(notify: Notify | None) -> Iterator[str]:
+    if notify is None:
+        return
+    if notify.mail_to is None:
+        right = 'write "mail_to": "root" or another mail address'
+        about_mail = [key for key in ("mail_from", "smtp", "sendmail") if getattr(notify, key)]
+        if about_mail:
+            yield f"notify.mail_to: is missing, but {about_mail[0]} is about mails; {right}"
+        elif notify.webhook is None and notify.program is None:
+            yield f"notify.mail_to: is missing; {right}, or leave notify out to tell nobody"
+    if notify.smtp and notify.sendmail:
+        yield "notify.sendmail: smtp is another way for the same mails; leave one of them out"
+    if notify.smtp:
+        yield from _wrong_smtp(notify.smtp, notify.mail_to or "")
+    if notify.webhook:
+        yield from _wrong_webhook(notify.webhook)
+
+
+def _wrong_smtp(smtp: Smtp, mail_to: str) -> Iterator[str]:
+    if smtp.user and smtp.password_file is None:
+        yield 'notify.smtp.password_file: is missing; write "password_file": "smtp-password", a file'
+    if smtp.password_file and not smtp.user:
+        yield 'notify.smtp.user: is missing; write "user": and the name that the password belongs to'
+    if smtp.user and smtp.chosen_security == "none" and not _is_private(smtp.host):
+        yield (
+            "notify.smtp.security: 'none' would send the password in clear text to"
+            f" {smtp.host}; write 'starttls' or 'tls'"
+        )
+    for address in re.split(", ?", mail_to):
+        if address and "@" not in address and not _is_on_the_vps(smtp.host):
+            yield (
+                f"notify.mail_to: {address!r} is nobody to {smtp.host}; write a whole mail address,"
+                " such as 'me@provider.net'"
+            )
+
+
+def _wrong_webhook(webhook: Webhook) -> Iterator[str]:
+    where = "notify.webhook"
+    if webhook.url and webhook.url_file:
+        yield f"{where}.url_file: there is a url as well; leave one of them out"
+    if not webhook.any_url:
+        yield (
+            f'{where}.url: is missing; write "url": "https://ntfy.sh/my-topic" or, for one that is'
+            ' secret, "url_file": and the file that holds it'
+        )
+        return
+    key = "url" if webhook.url else "url_file"
+    parts = urlsplit(webhook.any_url)
+    if webhook.preset == "ntfy" and not re.fullmatch(r"/[A-Za-z0-9_-]{1,64}", parts.path):
+        yield f"{where}.{key}: has no topic for ntfy; write it as in 'https://ntfy.sh/my-topic'"
+    if webhook.preset == "gotify" and webhook.token_file is None:
+        yield (
+            f'{where}.token_file: is missing; Gotify needs one; write "token_file": and the file'
+            " that holds the application's token"
+        )
+    if webhook.preset != "json" and parts.query:
+        yield f"{where}.{key}: has a '?', which {webhook.preset} does not; leave it and the rest out"
+    secret = webhook.token_file or webhook.url_file
+    if secret and parts.scheme == "http" and not _is_private(str(parts.hostname)):
+        yield f"{where}.{key}: would send a secret in clear text; write https:// in place of http://"

@@ -11,14 +11,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from home_forwarder.config import Config, Forward
+from home_forwarder.config import Config, Forward, Notify, Secret
 from home_forwarder.render import program, render
 
 UNITS = "/etc/systemd/system"
 STATE = "/var/lib/home-forwarder"
+SECRETS = "/etc/home-forwarder"
 PROGRAMS = (
     "/usr/local/bin/home-address-update",
     "/usr/local/lib/home-forwarder/notify",
+    "/usr/local/lib/home-forwarder/port-holder",
     "/usr/local/lib/home-forwarder/relay",
 )
 PACKAGES = ("python3", "socat")
@@ -31,7 +33,7 @@ SPARE_TASKS = 32
 
 _UNIT_NAME = (
     r"home-(tcp|udp)forwarder(-(46|4|6)-to-6)?@[^/]*\.service"
-    r"|home-((tcp|udp)?forwarders|address-updater|notifier)\.(service|timer|path)"
+    r"|home-((tcp|udp)?forwarders|address-updater|notifier(-webhook|-program)?)\.(service|timer|path)"
     r"|home-address-watcher(@[^/]*)?\.(path|service)"
 )
 OWNED_UNITS = rf"^({_UNIT_NAME})$"
@@ -42,6 +44,7 @@ OWNED_FILES = (
     rf"^({UNITS}/([^/]*\.wants/)?({_UNIT_NAME})"
     rf"|{UNITS}/({_UNIT_NAME})\.d/forward\.conf"
     r"|/etc/home-forwarder\.conf|/etc/home-address-ipv[46]"
+    rf"|{SECRETS}/(smtp-password|webhook-url|webhook-token)"
     r"|/usr/local/bin/home-address-update(\.sh)?|/usr/local/lib/home-forwarder/[^/]+"
     rf")({re.escape(UNFINISHED)})?$"
 )
@@ -57,6 +60,8 @@ class File:
     mode: str = "644"
     owner: str = "root"
     group: str = "root"
+    secret: bool = False
+    """Its content is shown to nobody."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,8 @@ def make_plan(config: Config) -> Plan:
             for protocol in PROTOCOLS
         ),
         ("home-address-updater.timer", ("timers.target",)),
-        ("home-notifier.path", ("paths.target",)),
-        ("home-notifier.timer", ("timers.target",)),
+        *((f"{name}.path", ("paths.target",)) for name in _notifiers(config.notify)),
+        *((f"{name}.timer", ("timers.target",)) for name in _notifiers(config.notify)),
         *((f"home-address-watcher@{index}.path", ("paths.target",)) for index in homes),
         *(
             (name, ("multi-user.target", f"home-{relay.protocol}forwarders.service"))
@@ -128,7 +133,7 @@ def make_plan(config: Config) -> Plan:
     files = (*_common_files(config), *_instance_files(config, relays))
     paths = {file.path for file in files}
     return Plan(
-        packages=PACKAGES,
+        packages=(*PACKAGES, *_trust(config.notify)),
         files=files,
         links=(
             *(Link(f"/etc/home-address-ipv{n}", f"{STATE}/home-address-ipv{n}") for n in (4, 6)),
@@ -142,7 +147,7 @@ def make_plan(config: Config) -> Plan:
         relays=relays,
         triggered=(
             "home-address-updater.service",
-            "home-notifier.service",
+            *(f"{name}.service" for name in _notifiers(config.notify)),
             *(f"home-address-watcher@{index}.service" for index in homes),
         ),
     )
@@ -166,7 +171,7 @@ def _common_files(config: Config) -> Iterator[File]:
         render(
             "etc/home-forwarder.conf.j2",
             homes=config.homes,
-            notify=config.notify,
+            notify=_notify_settings(config.notify),
             unresolved_after=config.unresolved_after,
         ),
     )
@@ -175,11 +180,9 @@ def _common_files(config: Config) -> Iterator[File]:
         "home-address-updater.service",
         "home-address-watcher@.path",
         "home-address-watcher@.service",
-        "home-notifier.path",
-        "home-notifier.service",
-        "home-notifier.timer",
     ):
         yield _unit(name, name)
+    yield from _notify_files(config.notify)
     timer = "home-address-updater.timer"
     yield _unit(timer, timer, check_interval=config.check_interval)
     for protocol in PROTOCOLS:
@@ -195,6 +198,75 @@ def _common_files(config: Config) -> Iterator[File]:
                 default_max_connections=DEFAULT_MAX_CONNECTIONS,
                 spare_tasks=SPARE_TASKS,
             )
+
+
+def _notifiers(notify: Notify | None) -> dict[str, str]:
+    """The units that send, without their suffix, and the way of each.
+
+    The one for mails is always there: an admin may write SEND_MAILS_TO into the conf file by hand.
+    """
+    return {
+        "home-notifier": "mail",
+        **({"home-notifier-webhook": "webhook"} if notify and notify.webhook else {}),
+        **({"home-notifier-program": "program"} if notify and notify.program else {}),
+    }
+
+
+def _notify_files(notify: Notify | None) -> Iterator[File]:
+    for name, way in _notifiers(notify).items():
+        secrets = _secrets(notify, way)
+        for secret, content in secrets.items():
+            yield File(f"{SECRETS}/{secret}", f"{content.text}\n", mode="600", secret=True)
+        yield _unit(
+            f"{name}.service",
+            "home-notifier.service",
+            way=way,
+            secrets={secret: f"{SECRETS}/{secret}" for secret in secrets},
+            sendmail=bool(way == "mail" and notify and notify.sendmail),
+        )
+        for kind in ("path", "timer"):
+            yield _unit(f"{name}.{kind}", f"home-notifier.{kind}", way=way)
+
+
+def _secrets(notify: Notify | None, way: str) -> dict[str, Secret]:
+    """What the sender of this way must know and nobody else may, by the name of its credential."""
+    found: dict[str, Secret | None] = {}
+    if notify and notify.smtp and way == "mail":
+        found["smtp-password"] = notify.smtp.password_file
+    if notify and notify.webhook and way == "webhook":
+        found["webhook-url"] = notify.webhook.url_file
+        found["webhook-token"] = notify.webhook.token_file
+    return {name: secret for name, secret in found.items() if secret}
+
+
+def _notify_settings(notify: Notify | None) -> dict[str, str]:
+    """The lines of /etc/home-forwarder.conf about notifications; nothing in it is secret."""
+    if notify is None:
+        return {}
+    settings: dict[str, str | None] = {
+        "SEND_MAILS_TO": notify.mail_to,
+        "NOTIFY_MAIL_FROM": notify.mail_from,
+        "NOTIFY_SENDMAIL": "1" if notify.sendmail else None,
+        "NOTIFY_PROGRAM": notify.program,
+    }
+    if notify.smtp:
+        settings["NOTIFY_SMTP_HOST"] = notify.smtp.host
+        settings["NOTIFY_SMTP_PORT"] = str(notify.smtp.chosen_port)
+        settings["NOTIFY_SMTP_SECURITY"] = notify.smtp.chosen_security
+        settings["NOTIFY_SMTP_USER"] = notify.smtp.user
+    if notify.webhook:
+        settings["NOTIFY_WEBHOOK_PRESET"] = notify.webhook.preset
+        settings["NOTIFY_WEBHOOK_URL"] = notify.webhook.url
+    return {key: value for key, value in settings.items() if value}
+
+
+def _trust(notify: Notify | None) -> tuple[str, ...]:
+    """The package that TLS needs to know a server by its certificate."""
+    tls = notify and (
+        (notify.smtp and notify.smtp.chosen_security != "none")
+        or (notify.webhook and notify.webhook.any_url.startswith("https:"))
+    )
+    return ("ca-certificates",) if tls else ()
 
 
 def _unit(name: str, template: str, **values: object) -> File:

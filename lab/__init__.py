@@ -8,13 +8,21 @@
 See README.md beside this file.
 """
 
-from lab.errors import CommandFailed, LabError
-from lab.home import Home
-from lab.host import Host, Operator, PlainHost
-from lab.image import RELEASES, Image
-from lab.lab import Lab, check_prerequisites, names
-from lab.nameserver import FAULTS, ZONE, NameServer, Query
-from lab.vps import Vps
+import sys
+
+try:
+    from lab.errors import CommandFailed, LabError
+    from lab.home import Home
+    from lab.host import Host, Operator, PlainHost
+    from lab.image import RELEASES, Image
+    from lab.lab import Lab, check_prerequisites, names
+    from lab.nameserver import FAULTS, ZONE, NameServer, Query
+    from lab.vps import Vps
+except ModuleNotFoundError as error:
+    if error.name != "dns" or sys.argv[0] != "-m":
+        raise
+    # «python -m lab»: a sentence, no traceback.
+    sys.exit("lab: The lab needs dnspython: python -m pip install dnspython")
 
 __all__ = [
     "FAULTS",

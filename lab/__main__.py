@@ -3,11 +3,6 @@
 
 import sys
 
-try:
-    from lab.cli import main
-except ModuleNotFoundError as error:
-    if error.name != "dns":
-        raise
-    sys.exit("The lab needs dnspython: python -m pip install dnspython")
+from lab.cli import main
 
 sys.exit(main())

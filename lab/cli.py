@@ -2,6 +2,7 @@
 """The command line: labs for people."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -13,7 +14,14 @@ from lab.errors import LabError
 from lab.home import Home
 from lab.host import PlainHost
 from lab.image import RELEASES, Image, prune
-from lab.lab import Lab, check_prerequisites, names, remove_by_name
+from lab.lab import (
+    Lab,
+    check_prerequisites,
+    is_orphan,
+    leave_in_order_when_terminated,
+    names,
+    remove_by_name,
+)
 from lab.nameserver import FAULTS
 from lab.picture import picture
 from lab.processes import MARK
@@ -31,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit status: 0, 1 for an error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     action: Action = options.action
+    leave_in_order_when_terminated()
     try:
         check_prerequisites()
         return action(options)
@@ -92,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
 
     shell = add_named("shell", _shell, "Open a shell on a host, or run a command there.")
     shell.add_argument("host", metavar="HOST", help="a VPS (over ssh), client, home0, ...")
-    shell.add_argument("command", nargs="*", metavar="CMD", help="a command, after «--»")
+    shell.add_argument(
+        "command",
+        nargs="*",
+        metavar="CMD",
+        help="a line for the shell, or a program and its arguments; after «--»",
+    )
 
     move = add_named("move", _move, "Give a home a new address; its DNS name follows.")
     move.add_argument("home", metavar="HOME")
@@ -128,10 +142,15 @@ def _up(options: argparse.Namespace) -> int:
         raise LabError(f"There cannot be {options.homes} homes.")
     started = time.monotonic()
     homes = [f"home{number}" for number in range(options.homes)]
-    _say(f"Starting lab {options.name} with {', '.join([*vpses, *homes])} ...")
     lab = Lab(options.name, vpses=vpses, homes=homes, stay=True)
-    lab.serve_at_homes(options.tcp, options.udp)
+    _say(f"Starting lab {options.name} with {', '.join([*vpses, *homes])} ...")
     lab.up()
+    try:
+        for home in lab.home.values():
+            home.serve(options.tcp, options.udp)
+    except BaseException:
+        lab.down()
+        raise
     _say(f"Lab {options.name} is up after {time.monotonic() - started:.1f} s.")
     print(picture(lab))
     return 0
@@ -144,24 +163,34 @@ def _down(options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(options: argparse.Namespace) -> int:
-    if not names():
+def _status(_: argparse.Namespace) -> int:
+    there = names()
+    if not there:
         _say("No lab is up; «python -m lab up» starts one.")
-    for name in names():
-        print(picture(Lab.attach(name)))
+    for name in there:
+        if is_orphan(name):
+            print(
+                f"lab {name}: left by a killed run; «python -m lab down --name {name}» removes it"
+            )
+        else:
+            with contextlib.suppress(LabError):  # it may go down this very moment
+                print(picture(Lab.attach(name)))
     return 0
 
 
 def _shell(options: argparse.Namespace) -> int:
     lab = Lab.attach(options.name)
     host = lab.host(options.host)
-    inner = list(options.command)
+    inner: list[str] = options.command
+    line = inner[0] if len(inner) == 1 else shlex.join(inner)
     plain = host if isinstance(host, PlainHost) else lab.operator
     if isinstance(host, Vps):
         if not host.is_on:
             raise LabError(f"{host.name} is switched off; «python -m lab power {host.name} on».")
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else []
-        inner = ["ssh", *terminal, host.name, *(["--", shlex.join(inner)] if inner else [])]
+        inner = ["ssh", *terminal, host.name, *(["--", line] if inner else [])]
+    elif len(inner) == 1:
+        inner = ["sh", "-c", line]
     elif not inner:
         inner = ["bash", "--norc"] if shutil.which("bash") else ["sh"]
     environment = {**plain.environment(), MARK: lab.site.mark, "PS1": f"{host.name}:\\w\\$ "}

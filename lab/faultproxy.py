@@ -78,7 +78,7 @@ class Resolver:
         if transport == "tcp":
             return response.to_wire()
         if fault and fault["kind"] == "truncate":
-            truncated = dns.message.make_response(query)
+            truncated = dns.message.make_response(query, recursion_available=True)
             truncated.flags |= dns.flags.TC
             return truncated.to_wire()
         return response.to_wire(max_size=max(query.payload, 512), prefer_truncation=True)
@@ -146,7 +146,8 @@ def parse_record(text: str, owner: dns.name.Name) -> dns.rrset.RRset:
     except dns.rdatatype.UnknownRdatatype:
         owner = dns.name.from_text(first)
         first, _, rest = rest.strip().partition(" ")
-    return dns.rrset.from_text(owner, TTL, "IN", first, rest)
+    root = dns.name.root
+    return dns.rrset.from_text_list(owner, TTL, "IN", first, [rest], origin=root, relativize=False)
 
 
 class Orders:

@@ -67,6 +67,12 @@ for timer in apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim; do
 done
 """
 
+CONTAINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+)
+"""Prefix of a command whose processes and mounts all go away with it, and it with this process."""
+
 
 def cache_directory() -> Path:
     """Return where images are kept; HOME_FORWARDER_LAB_CACHE in the environment overrides it."""
@@ -124,9 +130,13 @@ class Image:
             self._say(f"Building the {self.release} image, once; this takes about a minute ...")
             work = cache_directory() / f"building-{self.name}"
             work.mkdir()
-            self._bootstrap(work)
-            (work / "root" / "dns.layer").rename(work / "dns")
-            work.rename(self.directory)
+            try:
+                self._bootstrap(work)
+                (work / "root" / "dns.layer").rename(work / "dns")
+                work.rename(self.directory)
+            except BaseException:
+                _remove_tree(work)
+                raise
             self._say(f"The {self.release} image took {time.monotonic() - started:.0f} s.")
 
     def layers(self, packages: Sequence[str] = ()) -> list[Path]:
@@ -152,6 +162,7 @@ class Image:
         script.write_text(RECIPE)
         quoted = shlex.quote(str(script))
         command = [
+            *CONTAINED,
             "mmdebstrap",
             "--variant=apt",
             f"--include={INSTALLED}",
@@ -163,7 +174,7 @@ class Image:
         ]
         log = cache_directory() / f"{self.release}.log"
         with log.open("wb") as output:
-            # The lock is inherited: should we be killed, nobody else builds beside the orphan.
+            # The lock is inherited: should we be killed, nobody builds while the orphans die.
             builder = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -188,7 +199,7 @@ class Image:
                         self._say(f"  {line[3:]}")
                 told = max(told, len(lines) - 1)
         except BaseException:
-            builder.terminate()
+            builder.kill()
             builder.wait()
             raise
 
@@ -202,7 +213,6 @@ class Image:
         policy.write_text("#!/bin/sh\nexit 101\n")  # nothing is started while installing
         policy.chmod(0o755)
         options = overlay_options([self.root], work)
-        # The mounts live in a mount namespace of their own and vanish with it.
         script = (
             'mount -t overlay overlay -o "$1" "$2/root" && mount -t proc proc "$2/root/proc" && '
             'shift && work=$1 && shift && exec chroot "$work/root" env '
@@ -210,7 +220,7 @@ class Image:
             '"$@"'
         )
         result = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", script, "sh", options, str(work), *packages],
+            [*CONTAINED, "sh", "-c", script, "sh", options, str(work), *packages],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -26,6 +26,7 @@ from lab.host import Host, Operator, PlainHost, Site
 from lab.image import DNS_RELEASE, Image
 from lab.mounts import unmount_below
 from lab.nameserver import NameServer
+from lab.network import INTERNET
 from lab.processes import Process, end, marked
 from lab.vps import Vps, forget_machine
 
@@ -47,7 +48,7 @@ DNS_ADDRESSES = ("192.0.2.53", "2001:db8::53", "192.0.2.54", "2001:db8::54")
 OPERATOR_ADDRESSES = ("192.0.2.2", "2001:db8::2")
 CLIENT_ADDRESSES = ("198.51.100.10",)
 CLIENT6_ADDRESSES = ("198.51.100.16", "2001:db8:c::16")
-FIXED_HOSTS = ("dns", "operator", "client", "client6")
+RESERVED = (INTERNET, "bridge", "lo")
 
 _name = re.compile(r"[a-z][a-z0-9-]{0,14}")
 
@@ -97,7 +98,6 @@ class Lab:
         self.name = name
         self._wanted_vpses = dict(vpses or {})
         self._wanted_homes = list(homes)
-        self._ports: tuple[list[int], list[int]] = ([], [])
         self._stay = stay
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._lock = threading.RLock()
@@ -133,10 +133,6 @@ class Lab:
         return self.host(host).inside()
 
     # Up
-
-    def serve_at_homes(self, tcp: Sequence[int], udp: Sequence[int]) -> None:
-        """Let every home that comes with `up` serve these ports."""
-        self._ports = (list(tcp), list(udp))
 
     def __enter__(self) -> "Lab":
         return self.up()
@@ -201,7 +197,7 @@ class Lab:
             self._introduce(host)
         self.dns.start()
         for name in self._wanted_homes:
-            self.add_home(name).serve(*self._ports)
+            self.add_home(name)
         if self._wanted_vpses:
             self.add_vpses(self._wanted_vpses)
 
@@ -255,6 +251,24 @@ class Lab:
         + memory: limit in bytes; + disk: size in MiB; see Vps
         + wait: "boot", "ssh", "no" as in Vps.start, or "off" to leave it switched off
         """
+        vps = self._reserve(name, release, memory, disk)
+        self._make(vps, prepare, packages, wait)
+        return vps
+
+    def add_vpses(self, releases: Mapping[str, str]) -> None:
+        """Add several VPSes, two at a time; their addresses follow the order given."""
+        vpses = [self._reserve(*item) for item in releases.items()]
+        with ThreadPoolExecutor(BOOTS_AT_ONCE) as pool:
+            futures = [pool.submit(self._make, vps) for vps in vpses]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _reserve(self, name: str, release: str, memory: int | None = None, disk: int = 4096) -> Vps:
+        """Give a new VPS its name and addresses."""
         with self._lock:
             self._check_new(name)
             used = {vps.ipv4 for vps in self.vps.values()}
@@ -265,21 +279,24 @@ class Lab:
             self.vps[name] = vps
         facts = {"addresses": addresses, "release": release, "memory": memory, "disk": disk}
         self.site.save(name, {"kind": "vps", **facts})
+        return vps
+
+    def _make(
+        self,
+        vps: Vps,
+        prepare: Callable[[Path], None] | None = None,
+        packages: Sequence[str] = (),
+        wait: str = "boot",
+    ) -> None:
+        """Make the disk of a VPS and boot it; remove it if that fails."""
         try:
             vps.create(self.dns.resolver_addresses[:1], prepare, packages)
             self._make_known()
             if wait != "off":
                 vps.start(wait)
         except BaseException:
-            self.remove_vps(name)
+            self.remove_vps(vps.name)
             raise
-        return vps
-
-    def add_vpses(self, releases: Mapping[str, str]) -> None:
-        """Add several VPSes, two at a time; their addresses follow the order given."""
-        with ThreadPoolExecutor(BOOTS_AT_ONCE) as pool:
-            for future in [pool.submit(self.add_vps, *item) for item in releases.items()]:
-                future.result()
 
     def remove_vps(self, name: str) -> None:
         """Remove a VPS with its disk; LabError if there is none of this name."""
@@ -306,8 +323,8 @@ class Lab:
 
     def _check_new(self, name: str) -> None:
         _check_name("host", name)
-        if name in self.hosts or name == "internet":
-            raise LabError(f"Lab {self.name} has a host «{name}» already.")
+        if name in self.hosts or name in RESERVED:
+            raise LabError(f"Lab {self.name} has something called «{name}» already.")
 
     # From another process
 
@@ -316,24 +333,25 @@ class Lab:
         """Return the lab that another process has brought up; LabError if it is not up."""
         check_prerequisites()
         lab = cls(name)
-        directory = STATE / name
         try:
-            mark = json.loads((directory / "lab.json").read_text())["mark"]
+            lab._build(mark=json.loads((STATE / name / "lab.json").read_text())["mark"])
+            for file in sorted((STATE / name / "hosts").glob("*.json")):
+                lab._restore(file.stem)
         except (OSError, ValueError):
             raise LabError(
                 f"Lab {name} is not up; «python -m lab up --name {name}» starts it."
             ) from None
-        lab._build(mark)
-        for file in sorted((directory / "hosts").glob("*.json")):
-            facts = lab.site.load(file.stem)
-            kind = facts.pop("kind")
-            if kind == "vps":
-                vps = Vps(lab.site, file.stem, operator=lab.operator, **facts)
-                vps.when_up = lab._make_known
-                lab.vps[file.stem] = vps
-            else:
-                lab.home[file.stem] = Home(lab.site, file.stem, dns=lab.dns, **facts)
         return lab
+
+    def _restore(self, name: str) -> None:
+        """Make the object of a VPS or home from what was saved."""
+        facts = self.site.load(name)
+        if facts.pop("kind") == "vps":
+            vps = Vps(self.site, name, operator=self.operator, **facts)
+            vps.when_up = self._make_known
+            self.vps[name] = vps
+        else:
+            self.home[name] = Home(self.site, name, dns=self.dns, **facts)
 
     # Down
 
@@ -409,11 +427,17 @@ def _owner(directory: Path) -> Owner | None:
         return Owner(0, 0)  # killed while it was being made
 
 
+def is_orphan(name: str) -> bool:
+    """Return whether the owner of lab `name` was killed; False if there is no such lab."""
+    directory = STATE / name
+    owner = _owner(directory)
+    return directory.is_dir() and bool(owner and not Process(owner.pid, owner.start).alive)
+
+
 def _remove_orphans() -> None:
     """Remove the labs whose owner was killed."""
     for name in names():
-        owner = _owner(STATE / name)
-        if owner and not Process(owner.pid, owner.start).alive:
+        if is_orphan(name):
             remove(name)
 
 
@@ -455,13 +479,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _end_with_this_process(lab: Lab) -> None:
-    if not _owned:
-        atexit.register(_down_all, os.getpid())
+def leave_in_order_when_terminated() -> None:
+    """Raise Terminated in the main thread at SIGTERM and SIGHUP, unless somebody handles them."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _terminate)
+
+
+def _end_with_this_process(lab: Lab) -> None:
+    if not _owned:
+        atexit.register(_down_all, os.getpid())
+    leave_in_order_when_terminated()
     _owned.append(lab)
 
 

@@ -80,8 +80,8 @@ class Network:
         ip(
             netns=self.namespace(INTERNET),
             batch=[
-                "link add bridge type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-                "link set bridge up",
+                "link add name bridge type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+                "link set dev bridge up",
             ],
         )
 
@@ -103,15 +103,15 @@ class Network:
         ip(
             netns=self.namespace(INTERNET),
             batch=[
-                f"link add {host} type veth peer name eth0 address {_mac(addresses)} netns {name}",
-                f"link set {host} master bridge up",
+                f"link add name {host} type veth peer name eth0 address {_mac(addresses)} netns {name}",
+                f"link set dev {host} master bridge up",
             ],
         )
         ip(
             netns=name,
             batch=[
-                "link set lo up",
-                "link set eth0 up",
+                "link set dev lo up",
+                "link set dev eth0 up",
                 *(f"addr add {_with_prefix(address)} dev eth0" for address in addresses),
                 *(f"route replace {prefix} dev eth0" for prefix in IPV4_PREFIXES if ipv4),
             ],
@@ -120,18 +120,18 @@ class Network:
     def detach(self, host: str) -> None:
         """Remove the namespace of `host` and its port of the bridge."""
         with contextlib.suppress(LabError):  # it goes away with its peer, too
-            ip("link", "del", host, netns=self.namespace(INTERNET))
+            ip("link", "del", "dev", host, netns=self.namespace(INTERNET))
         self._delete_namespace(self.namespace(host))
 
     def plug(self, host: str, connected: bool = True) -> None:
         """Connect `host` to the internet, or pull its cable."""
         state = "up" if connected else "down"
-        ip("link", "set", host, state, netns=self.namespace(INTERNET))
+        ip("link", "set", "dev", host, state, netns=self.namespace(INTERNET))
 
     def add_address(self, host: str, address: str) -> None:
         """Give `host` one more address."""
         ip(netns=self.namespace(host), batch=[f"addr add {_with_prefix(address)} dev eth0"])
-        link = json.loads(ip("-json", "link", "show", "eth0", netns=self.namespace(host)))[0]
+        link = json.loads(ip("-json", "link", "show", "dev", "eth0", netns=self.namespace(host)))[0]
         with inside(self.namespace(host)):
             _advertise(address, link["address"])
 

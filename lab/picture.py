@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a lab looks like, as text."""
 
+from collections.abc import Sequence
+
 from lab.home import Home
 from lab.host import Host
 from lab.image import RELEASES
@@ -30,7 +32,18 @@ def _remark(lab: Lab, host: Host) -> str:
     if isinstance(host, Vps):
         return f"{RELEASES[host.release]}, {'on' if host.is_on else 'off'}"
     if isinstance(host, Home):
-        return ", ".join([host.hostname, *host.ports])
+        return ", ".join([host.hostname, *_port_ranges(host.ports)])
     if host is lab.dns:
         return "resolver, server"
     return "IPv4 only" if host is lab.client else ""
+
+
+def _port_ranges(ports: Sequence[str]) -> list[str]:
+    """Return ports like "TCP 8000", "TCP 8001" as ranges like "TCP 8000-8001"."""
+    ranges: list[tuple[str, int, int]] = []
+    for protocol, port in sorted((text.split()[0], int(text.split()[1])) for text in ports):
+        if ranges and ranges[-1][0] == protocol and ranges[-1][2] + 1 == port:
+            ranges[-1] = (protocol, ranges[-1][1], port)
+        else:
+            ranges.append((protocol, port, port))
+    return [f"{p} {first}" if first == last else f"{p} {first}-{last}" for p, first, last in ranges]

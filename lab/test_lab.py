@@ -168,6 +168,8 @@ def test_a_vps_can_be_prepared_and_replaced(lab: Lab) -> None:
         vps = lab.add_vps("vps2", "trixie", prepare=prepare, memory=256 * 1024**2)
         assert vps.read("/etc/prepared") == "by the test"
         assert lab.operator.run(["ssh", "vps2", "hostname"]).stdout == "vps2\n"
+        greedy = vps.run("python3 -c 'bytearray(512 * 1024**2)'; echo $?")
+        assert greedy.stdout == f"{128 + signal.SIGKILL}\n"
         lab.remove_vps("vps2")
     assert [trace for trace in traces(lab.name) if "vps2" in trace] == []
     with pytest.raises(LabError, match="vps1"):
@@ -191,6 +193,16 @@ def test_cloud_init_runs(lab: Lab) -> None:
 
 
 # The network
+
+
+def test_any_name_will_do(lab: Lab) -> None:
+    for name in ("a", "up", "dev"):  # words of ip(8)
+        lab.add_home(name)
+        with lab.inside(name), socket.create_connection((lab.dns.addresses[1], 53), timeout=5):
+            pass
+    for name in ("client", "bridge", "Upper", "x.y", ""):
+        with pytest.raises(LabError, match=r"called|cannot be the name"):
+            lab.add_home(name)
 
 
 def test_families(lab: Lab) -> None:
@@ -425,12 +437,24 @@ def test_a_lab_in_use_is_not_taken() -> None:
     assert traces(name) == []
 
 
+def test_a_lab_goes_up_again() -> None:
+    lab = Lab(f"again{WORKER}", vpses={"vps1": "trixie", "vps2": "bookworm"})
+    for _ in range(2):
+        with lab:
+            assert [vps.ipv4 for vps in lab.vps.values()] == ["203.0.113.10", "203.0.113.11"]
+            assert lab.vps["vps2"].run("hostname").stdout == "vps2\n"
+    assert traces(lab.name) == []
+    with pytest.raises(LabError, match="not up"):
+        lab.operator.run(["true"])
+
+
 def test_a_failed_start_leaves_nothing() -> None:
     name = f"fail{WORKER}"
     with pytest.raises(LabError, match="already"):
         Lab(name, vpses={"vps1": "trixie", "client": "trixie"}).up()
     with pytest.raises(LabError, match="bookworm"):
         Lab(name, vpses={"vps1": "sarge"}).up()
+    assert "OverflowError" in command("up", "--name", name, "--tcp", "99999").stderr
     assert traces(name) == []
 
 
@@ -468,8 +492,8 @@ def test_the_command_line() -> None:
         assert (again.returncode, "up already" in again.stderr) == (1, True)
         assert "203.0.113.10" in command("status").stdout
         assert command("shell", *this, "vps1", "--", "echo", "a  b").stdout == "a  b\n"
-        assert command("shell", *this, "vps1", "--", "exit 7").returncode == 127
-        assert command("shell", *this, "client", "--", "sh", "-c", "exit 7").returncode == 7
+        assert command("shell", *this, "vps1", "--", "exit 7").returncode == 7
+        assert command("shell", *this, "client", "--", "exit 7").returncode == 7
         assert "203.0.113.10" in command("shell", *this, "client", "getent", "hosts", "vps1").stdout
         assert "-> 2001:db8:a001:2::10" in command("move", *this, "home1").stdout
         assert "2001:db8:a001:2::10" in command("show").stdout

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State
+from pyinfra.context import ctx_state
 from pyinfra_cli.exceptions import CliError, UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 from pyinfra_cli.util import parse_cli_arg
@@ -47,13 +50,16 @@ def load_inventory(
 
     Raises: WrongData if a file cannot be read as Python, with the file and line.
     """
+    # Within pyinfra's command line there is a state already; elsewhere pyinfra wants one.
+    context = nullcontext() if ctx_state.isset() else ctx_state.use(State())
     try:
-        inventory: Inventory = make_inventory(
-            path,
-            cwd=str(Path.cwd()),
-            override_data=dict(override or {}),
-            group_data_directories=group_data,
-        )
+        with context:
+            inventory: Inventory = make_inventory(
+                path,
+                cwd=str(Path.cwd()),
+                override_data=dict(override or {}),
+                group_data_directories=group_data,
+            )
     except SyntaxError as error:
         raise WrongData([f"{error.filename} line {error.lineno}: {error.msg}"]) from None
     except UnexpectedExternalError as error:

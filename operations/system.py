@@ -99,12 +99,15 @@ def _all_changes(plan: Plan) -> Changes:
 def _switch_commands(plan: Plan, changes: Changes) -> Commands:
     if changes.stop:
         yield _systemctl("stop", changes.stop)
+    if changes.forget:
+        yield _systemctl("reset-failed", changes.forget)
     if changes.remove:
         yield _program("install.py", {"write": [], "remove": list(changes.remove)})
     if changes.reload:
         yield _systemctl("daemon-reload")
     if changes.look_up:
         yield _systemctl("start", ["home-address-updater.service"])
+        changes = compare(plan, observe())  # relays may have an address now
     if changes.restart:
         yield _systemctl("restart", changes.restart)
     if changes.start:
@@ -152,6 +155,9 @@ def _show_diffs(entries: Iterable[File | Link]) -> None:
         return
     for entry in entries:
         if isinstance(entry, Link):
+            continue
+        if entry.secret:
+            host.log(f"{entry.path} (mode {entry.mode}, its content is secret)", logger.info)
             continue
         known = entry.path in before().files
         old = (host.get_fact(FileContents, path=entry.path) or []) if known else []

@@ -19,12 +19,14 @@ import sys
 UNITS = "/etc/systemd/system"
 PLACES = (
     "/etc/home-*",
+    "/etc/home-forwarder/*",
     f"{UNITS}/home-*",
     f"{UNITS}/*.wants/home-*",
     f"{UNITS}/home-*.d/*",
     "/usr/local/bin/home-*",
     "/usr/local/lib/home-forwarder/*",
 )
+PACKAGES = ("python3", "socat", "ca-certificates")
 PROPERTIES = (
     "Id",
     "LoadState",
@@ -87,9 +89,11 @@ def units(ours):
         if not re.match(ours, name):
             continue
         pid = properties.get("MainPID", "0")
-        environment = read(f"/proc/{pid}/environ").split(b"\0") if pid != "0" else []
-        revision = [each for each in environment if each.startswith(b"FORWARD_REVISION=")]
-        properties["Revision"] = revision[0].partition(b"=")[2].decode() if revision else ""
+        environment = read(f"/proc/{pid}/environ").decode(errors="replace") if pid != "0" else ""
+        settings = dict(each.partition("=")[::2] for each in environment.split("\0"))
+        home = name.partition("@")[2].partition(":")[0]
+        properties["Revision"] = settings.get("FORWARD_REVISION", "")
+        properties["HomeAddress"] = settings.get(f"HOME_IPV6_ADDRESS_{home}", "")
         found[name] = properties
     return found
 
@@ -117,12 +121,10 @@ def listeners():
 
 def packages():
     """Installed packages, as far as a package manager can be asked."""
-    names = output(
-        "dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package}\n", "python3", "socat"
-    )
+    names = output("dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package}\n", *PACKAGES)
     if names:
         return [line.split()[1] for line in names.splitlines() if line.startswith("installed ")]
-    return output("rpm", "-q", "--qf", "%{NAME}\n", "python3", "socat").split()
+    return output("rpm", "-q", "--qf", "%{NAME}\n", *PACKAGES).split()
 
 
 def addresses():

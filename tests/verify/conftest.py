@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Does every VPS look as declared? pytest tests/verify [--inventory inventory.py] [--limit HOST]
 
-Nothing is changed on a VPS. Each is looked at once, all at the same time, before the first check;
-a VPS that cannot be reached fails test_reachable, and its other checks are skipped.
+Nothing is changed on a VPS. Each is looked at once, all at the same time, before the first check.
+Of a VPS that cannot be reached only the first check remains, which fails and says why.
 """
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,6 @@ from pyinfra.context import ctx_state
 from home_forwarder.plan import Plan
 from operations.data import WrongData, check_all
 from operations.inventory import load_inventory
-
-Visits = Mapping[str, Facts | NotReached]
-"""What was found at each VPS, by its name."""
 
 AT_ONCE = 16
 """VPSes looked at at the same time."""
@@ -40,6 +37,7 @@ ITEMS: dict[str, Callable[[Target], Mapping[str, Any]]] = {
 """What a check can be about, besides a whole VPS: by the argument's name, its id and its value."""
 
 _targets = pytest.StashKey[dict[str, Target]]()
+_visits = pytest.StashKey[dict[str, Facts | NotReached]]()
 _connections = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
@@ -66,12 +64,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Verify only if asked for by name: `pytest tests` does not log in anywhere."""
-    return None if hasattr(config.option, "inventory") else True
+    return None if _targets in config.stash else True
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Load the inventory and check its data. Raises: pytest.UsageError."""
     config = session.config
+    if config.getoption("numprocesses", None):
+        raise pytest.UsageError("the VPSes are looked at at the same time anyway; leave -n out")
     path, limit = config.getoption("inventory"), config.getoption("limit")
     if not Path(path).is_file():
         raise pytest.UsageError(f"{path}: no such inventory; say which: --inventory PATH")
@@ -133,36 +133,53 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("vps", kind), cases, indirect=["vps"])
 
 
-@pytest.fixture(scope="session")
-def visits(pytestconfig: pytest.Config) -> Visits:
-    """Every VPS, looked at."""
-
-    def visit(target: Target) -> Facts | NotReached:
-        try:
-            return target.gather()
-        except NotReached as error:
-            return error
-
-    targets = pytestconfig.stash[_targets]
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Look at the VPSes; of one that cannot be reached only the first check remains."""
+    if config.getoption("collectonly"):
+        return
+    chosen = {target.name: target for target in map(_target_of, items) if target}
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        return dict(zip(targets, pool.map(visit, targets.values()), strict=True))
+        visits = dict(zip(chosen, pool.map(_visit, chosen.values()), strict=True))
+    config.stash[_visits] = visits
+    told: set[str] = set()
+    hopeless: set[pytest.Item] = set()
+    for item in items:
+        target = _target_of(item)
+        if target and isinstance(visits[target.name], NotReached):
+            if target.name in told:
+                hopeless.add(item)
+            told.add(target.name)
+    if hopeless:
+        config.hook.pytest_deselected(items=list(hopeless))
+        items[:] = [item for item in items if item not in hopeless]
 
 
-@pytest.fixture(scope="session")
-def told() -> set[str]:
-    """VPSes whose failing has been told; once is enough."""
-    return set()
+def _target_of(item: pytest.Item) -> Target | None:
+    """The VPS that a check is about; None for a test of another kind."""
+    callspec = getattr(item, "callspec", None)
+    target = callspec and (callspec.params.get("vps") or callspec.params.get("target"))
+    return target if isinstance(target, Target) else None
+
+
+def _visit(target: Target) -> Facts | NotReached:
+    try:
+        return target.gather()
+    except NotReached as error:
+        return error
 
 
 @pytest.fixture
-def vps(request: pytest.FixtureRequest, visits: Visits, told: set[str]) -> Vps:
-    """The VPS of this check; the check is skipped if the VPS could not be reached."""
+def visit(request: pytest.FixtureRequest, target: Target) -> Facts | NotReached:
+    """What was found at a VPS, or why nothing was."""
+    return request.config.stash[_visits][target.name]
+
+
+@pytest.fixture
+def vps(request: pytest.FixtureRequest) -> Vps:
+    """The VPS of this check."""
     target: Target = request.param
-    found = visits[target.name]
-    if isinstance(found, Facts):
-        return Vps(target, found)
-    message = f"{target.name} could not be reached: {found}"
-    if target.name in told:
-        pytest.skip(message)
-    told.add(target.name)
-    pytest.fail(message, pytrace=False)
+    found = request.config.stash[_visits][target.name]
+    if isinstance(found, NotReached):
+        pytest.fail(f"{target.name} {found}", pytrace=False)
+    return Vps(target, found)

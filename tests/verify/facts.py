@@ -31,7 +31,7 @@ JOURNAL_LINES = 4
 
 
 class NotReached(Exception):
-    """Nothing can be said of a VPS; the text says why."""
+    """Nothing can be said of a VPS; the text says why, without its name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class Target:
             remote = testinfra.get_host("local://", **sudo)
             return cls(host.name, config, make_plan(config), remote)
         if not issubclass(host.connector_cls, SSHConnector):
-            raise ValueError(f"{host.name}: only hosts reached over ssh, and @local, can be verified")
+            raise ValueError(
+                f"{host.name}: only hosts reached over ssh, and @local, can be verified"
+            )
         given = _ssh_arguments(host, control_path)
         remote = testinfra.get_host(_ssh_spec(host), timeout=CONNECT_SECONDS, **given, **sudo)
         return cls(host.name, config, make_plan(config), remote)
@@ -94,7 +96,7 @@ class Target:
         )
         if not (seen.systemd and seen.root and seen.python):
             why = problems(self.plan, seen) or ["python3 is not installed; a deploy installs it"]
-            raise NotReached("; ".join(why))
+            raise NotReached(f"cannot be looked at: {'; '.join(why)}")
         more = self._python(LOOK_CLOSER)
         processes = {unit: Process(**each) for unit, each in more.pop("processes").items() if each}
         return Facts(seen=seen, processes=processes, **more)
@@ -110,12 +112,13 @@ class Target:
         try:
             result = self.remote.run(command, *words)
         except RuntimeError as error:  # testinfra's way to say that ssh itself failed
-            raise NotReached(_last_line(error.args[0].stderr_bytes)) from None
+            said = _last_line(error.args[0].stderr_bytes)
+            raise NotReached(f"could not be reached: {said}") from None
         try:
             data: dict[str, Any] = json.loads(result.stdout_bytes)
         except ValueError:
             said = _last_line(result.stderr_bytes) or f"exit status {result.rc}, and no JSON"
-            raise NotReached(f"looking at it failed: {said}") from None
+            raise NotReached(f"cannot be looked at: {said}") from None
         return data
 
     def journal(self, unit: str) -> list[str]:

@@ -7,8 +7,7 @@ import difflib
 from typing import NoReturn
 
 import pytest
-from conftest import Visits
-from facts import NotReached, Process, Target, Vps
+from facts import Facts, NotReached, Process, Target, Vps
 
 from home_forwarder.plan import File, Link, Relay
 
@@ -24,6 +23,10 @@ LISTENS_ON = {"46": "*", "4": "0.0.0.0", "6": "[::]"}
 
 DIFF_LINES = 20
 DEPLOY = "to mend it: pyinfra inventory.py deploy.py"
+OVERRIDDEN = (
+    "see: systemctl cat {unit}; to mend it, take away what overrides the unit there, and:"
+    " systemctl daemon-reload && systemctl restart {unit}"
+)
 
 
 def wrong(what: str, *more: str) -> NoReturn:
@@ -31,15 +34,10 @@ def wrong(what: str, *more: str) -> NoReturn:
     pytest.fail("\n".join((what, *more)), pytrace=False)
 
 
-def test_reachable(target: Target, visits: Visits, told: set[str]) -> None:
+def test_reachable(target: Target, visit: Facts | NotReached) -> None:
     """It answers, and shows us what we must see."""
-    found = visits[target.name]
-    if isinstance(found, NotReached):
-        told.add(target.name)
-        wrong(
-            f"{target.name} could not be reached: {found}",
-            "nothing else was checked there",
-        )
+    if isinstance(visit, NotReached):
+        wrong(f"{target.name} {visit}", "nothing else was checked there")
 
 
 def test_nothing_hinders_a_deploy(vps: Vps) -> None:
@@ -109,7 +107,7 @@ def test_last_look_up(vps: Vps) -> None:
     if run["ActiveState"] == "activating":
         return  # it runs just now; how the last run ended is forgotten
     if not run["ExecMainExitTimestamp"]:
-        wrong(f"{UPDATER} has not run since the boot", f"to mend it: systemctl start {UPDATER}")
+        wrong(f"no run of {UPDATER} since the boot", f"to look up: systemctl start {UPDATER}")
     if run["Result"] != "success" or run["ExecMainStatus"] not in FINE:
         wrong(
             f"the last run of {UPDATER} failed: {run['Result']}, exit status"
@@ -133,7 +131,17 @@ def test_address(vps: Vps, home: int) -> None:
 
 def test_relay_runs(vps: Vps, relay: Relay) -> None:
     """A relay process runs with the declared settings and leads to the known address of its home."""
+    known = vps.seen.addresses.get(str(relay.home))
     process = running(vps, relay)
+    if not process and not known:
+        home = vps.target.config.homes[relay.home].name
+        wrong(f"{relay.unit} waits for an address: see test_address[{vps.name}-{home}]")
+    if not process:
+        wrong(
+            f"{relay.unit} does not run; it is {state_of(vps, relay.unit)}",
+            *vps.target.journal(relay.unit),
+            f"see: journalctl -u {relay.unit}; {DEPLOY}",
+        )
     revision = process.environment.get("FORWARD_REVISION")
     if revision != relay.revision:
         wrong(
@@ -141,11 +149,10 @@ def test_relay_runs(vps: Vps, relay: Relay) -> None:
             f" {revision or 'not set'}, not {relay.revision}",
             DEPLOY,
         )
-    key = f"HOME_IPV6_ADDRESS_{relay.home}"
-    if process.environment.get(key) != vps.seen.addresses[str(relay.home)]:
+    leads_to = process.environment.get(f"HOME_IPV6_ADDRESS_{relay.home}")
+    if known and leads_to != known:
         wrong(
-            f"{relay.unit} leads to {process.environment.get(key)}, but its home is known to be at"
-            f" {vps.seen.addresses[str(relay.home)]}",
+            f"{relay.unit} leads to {leads_to}, but the last good address of its home is {known}",
             f"home-address-watcher@{relay.home}.path should have restarted it; to mend it:"
             f" systemctl restart {relay.unit}",
         )
@@ -162,39 +169,40 @@ def test_relay_listens(vps: Vps, relay: Relay) -> None:
     declared = LISTENS_ON[relay.listen]
     if own == [declared]:
         return
-    running(vps, relay)
+    if not running(vps, relay):
+        not_running(vps, relay)
     port = f"{relay.protocol} port {relay.port}"
     if own:
         families = " and ".join(FAMILIES.get(address, f"{address} only") for address in own)
-        wrong(f"{relay.unit} listens for {families}; declared is {FAMILIES[declared]}", DEPLOY)
+        wrong(
+            f"{relay.unit} listens for {families}; declared is {FAMILIES[declared]}",
+            OVERRIDDEN.format(unit=relay.unit),
+        )
     others = [f"{each['program']} ({each['unit']}) does" for each in there]
+    full = "; it also stops listening while it has max_connections peers"
     wrong(
-        f"{relay.unit} runs, but does not listen on {port}" + "".join(f"; {who}" for who in others),
+        "; ".join((f"{relay.unit} runs, but does not listen on {port}", *others)),
         *vps.target.journal(relay.unit),
-        f"see: ss -ltunp 'sport = :{relay.port}'; a udp relay also stops listening while it has"
-        " max_connections peers",
+        f"see: systemctl status {relay.unit}" + (full if relay.protocol == "udp" else ""),
     )
 
 
 def test_relay_is_unprivileged(vps: Vps, relay: Relay) -> None:
     """A relay runs without privileges, but for ports below 1024."""
     process = running(vps, relay)
-    found = []
-    if 0 in process.uids:
-        found.append("it runs as root")
-    found += [
-        f"{name} is {value:x}, more than CAP_NET_BIND_SERVICE ({CAP_NET_BIND_SERVICE:x})"
-        for name, value in process.capabilities.items()
-        if value & ~CAP_NET_BIND_SERVICE
-    ]
+    if not process:
+        not_running(vps, relay)
+    beyond = {
+        name: value for name, value in process.capabilities.items() if value & ~CAP_NET_BIND_SERVICE
+    }
+    found = ["it runs as root"] if 0 in process.uids else []
+    if beyond:
+        masks = ", ".join(f"{name} {value:x}" for name, value in beyond.items())
+        found.append(f"it has more capabilities than CAP_NET_BIND_SERVICE ({masks})")
     if not process.no_new_privileges:
-        found.append("NoNewPrivs is 0")
+        found.append("it may gain privileges (NoNewPrivs is 0)")
     if found:
-        wrong(
-            f"{relay.unit} has privileges: {'; '.join(found)}",
-            f"see: systemctl cat {relay.unit}; to mend it, take away what overrides the unit and"
-            f" systemctl restart {relay.unit}",
-        )
+        wrong(f"{relay.unit}: {', '.join(found)}", OVERRIDDEN.format(unit=relay.unit))
 
 
 def test_nothing_undeclared(vps: Vps) -> None:
@@ -231,29 +239,24 @@ def test_deploy_would_change_nothing(vps: Vps) -> None:
 
 
 def state_of(vps: Vps, unit: str) -> str:
-    """What systemctl status says: active (running)."""
+    """As systemctl status says it: active (running)."""
     seen = vps.seen.units.get(unit)
     if seen is None:
-        return "not loaded"
+        return "inactive (dead)"  # nothing refers to it, so systemd has forgotten it
     if seen["LoadState"] != "loaded":
         return seen["LoadState"]
     return f"{seen['ActiveState']} ({seen['SubState']})"
 
 
-def running(vps: Vps, relay: Relay) -> Process:
-    """The relay's process; fails the check if there is none, in one line if it has no chance."""
-    if str(relay.home) not in vps.seen.addresses:
-        home = vps.target.config.homes[relay.home].name
-        wrong(f"{relay.unit} waits: see test_address[{vps.name}-{home}]")
-    process = vps.facts.processes.get(relay.unit)
-    state = state_of(vps, relay.unit)
-    if process is None or state != "active (running)":
-        wrong(
-            f"{relay.unit} does not run; it is {state}",
-            *vps.target.journal(relay.unit),
-            f"see: journalctl -u {relay.unit}; {DEPLOY}",
-        )
-    return process
+def running(vps: Vps, relay: Relay) -> Process | None:
+    """The relay's process, None if there is none."""
+    active = state_of(vps, relay.unit) == "active (running)"
+    return vps.facts.processes.get(relay.unit) if active else None
+
+
+def not_running(vps: Vps, relay: Relay) -> NoReturn:
+    """Fail in one line; test_relay_runs has the rest."""
+    wrong(f"{relay.unit} does not run: see test_relay_runs[{vps.name}-{relay.unit}]")
 
 
 def short_diff(seen: str, file: File) -> list[str]:

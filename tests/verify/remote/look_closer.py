@@ -21,7 +21,8 @@ def show(properties, *units):
     """Properties of units, a dict for each."""
     text = output("systemctl", "show", "--property=" + properties, *units)
     return [
-        dict(line.partition("=")[::2] for line in block.splitlines()) for block in text.split("\n\n")
+        dict(line.partition("=")[::2] for line in block.splitlines())
+        for block in text.split("\n\n")
     ]
 
 
@@ -30,7 +31,7 @@ def enabled(names):
     states = output("systemctl", "is-enabled", *names).splitlines()
     if len(states) != len(names):  # before systemd 253 there is no line for a unit without a file
         states = [output("systemctl", "is-enabled", name).strip() for name in names]
-    return dict(zip(names, states))
+    return {name: states[number] for number, name in enumerate(names)}
 
 
 def process(pid):

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""cloud-init user-data: a VPS that forwards from its first boot, out of the same plan as a deploy.
+
+Two modes. Baked: everything of the plan is inside. Pull: the VPS gets this project from a git
+repository and deploys itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import lzma
+import re
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
+
+from home_forwarder.config import Config, Forward
+from home_forwarder.plan import Plan, make_plan
+from home_forwarder.render import PROJECT, render
+
+LOG = "/var/log/home-forwarder-boot.log"
+"""Where a VPS says how its first boot went."""
+DIRECTORY = "/var/lib/home-forwarder-boot"
+"""On the VPS, until its first boot is over; not the state directory, and not a path of the plan."""
+UNIT = "home-forwarder-boot.service"
+PULL = "/opt/home-forwarder"
+PULL_UNIT = "home-forwarder-pull"
+UNITS = "/etc/systemd/system"
+
+REMOTE = PROJECT / "operations" / "remote"
+
+BASE64 = 4 / 3
+
+
+class Refused(Exception):
+    """There is no user-data to be had in this way; the message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a provider allows: bytes of user-data, and whether they may be something else than text."""
+
+    provider: str
+    bytes: int
+    binary: bool
+
+
+LIMITS = (
+    Limit("AWS EC2", 16 * 1024, binary=True),
+    Limit("Hetzner Cloud", 32 * 1024, binary=False),
+    Limit("OpenStack (OVHcloud and others)", 65535 * 3 // 4, binary=True),
+    Limit("DigitalOcean", 64 * 1024, binary=False),
+    Limit("Azure", 64 * 1024 - 1, binary=True),
+    Limit("Google Cloud", 256 * 1024, binary=False),
+)
+"""From the providers' documentation, smallest first; docs/cloud-init.md has the sources."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Where a VPS gets the project from. One of commit (all of its digits) and branch is given."""
+
+    url: str
+    commit: str = ""
+    branch: str = ""
+    minutes: int = 0
+    """Between two pulls; 0 for once."""
+
+
+def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
+    """User-data with everything inside.
+
+    host: the VPS's name in the inventory.
+    secrets: paths of the secret files that may be in it.
+    Raises: Refused.
+    """
+    plan = make_plan(config)
+    _check_secrets(plan, secrets)
+    job = {
+        "host": host,
+        "packages": [*plan.packages, *_extra_packages(config)],
+        "programs": {name: _remote(name) for name in ("install.py", "wait.py")},
+        "write": [asdict(entry) for entry in plan.entries],
+        "start": plan.running,
+        "relays": [
+            {key: getattr(relay, key) for key in ("unit", "protocol", "port", "home")}
+            for relay in plan.relays
+        ],
+    }
+    return _user_data(host, config, job, mode="baked")
+
+
+def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ()) -> str:
+    """User-data with which the VPS gets the project by git and deploys itself.
+
+    Raises: Refused.
+    """
+    _check_pull(pull, secrets)
+    job: dict[str, object] = {
+        "host": host,
+        "packages": ["ca-certificates", "git", "python3-venv", *_extra_packages(config)],
+        "pull": [f"{PULL}/pull"],
+    }
+    if pull.minutes:
+        job["enable"] = [f"{PULL_UNIT}.timer"]
+    return _user_data(host, config, job, mode="pull", pull=pull)
+
+
+def _user_data(host: str, config: Config, job: object, **values: object) -> str:
+    packed = lzma.compress(
+        json.dumps(job, ensure_ascii=False, separators=(",", ":")).encode(),
+        check=lzma.CHECK_CRC32,
+        preset=9 | lzma.PRESET_EXTREME,
+    )
+    return render(
+        "cloud-init/user-data.j2",
+        host=host,
+        config=config,
+        first_boot=config.first_boot,
+        summary=[_line(forward, config) for forward in config.forwards],
+        job=base64.b64encode(packed).decode(),
+        program=_remote("first_boot.py"),
+        service=render("cloud-init/home-forwarder-boot.service.j2", directory=DIRECTORY, log=LOG),
+        log=LOG,
+        directory=DIRECTORY,
+        unit=UNIT,
+        units=UNITS,
+        **values,
+    )
+
+
+def _extra_packages(config: Config) -> list[str]:
+    extra = []
+    if config.first_boot.operator:
+        extra.append("sudo")
+    if config.first_boot.security_updates:
+        extra.append("unattended-upgrades")
+    return extra
+
+
+def _remote(name: str) -> str:
+    """The text of a program that is sent to a VPS."""
+    return (REMOTE / name).read_text(encoding="utf-8")
+
+
+def _line(forward: Forward, config: Config) -> str:
+    """One forward, for people."""
+    ports = forward.port
+    port = f"{ports.first}-{ports.last}" if len(ports) > 1 else str(ports.first)
+    home = config.homes[config.index_of(forward.home)]
+    return f"{forward.protocol} {port} to {home.hostname}"
+
+
+# ---- What must not be in it ------------------------------------------------------------------
+
+
+def _check_secrets(plan: Plan, allowed: Collection[str]) -> None:
+    for file in plan.files:
+        if getattr(file, "secret", False) and file.path not in allowed:
+            raise Refused(
+                f"{file.path} holds a secret, and on many clouds every process of a server can read"
+                " its user-data. Better: leave it out of this host's data now, and deploy it with"
+                " pyinfra when the VPS is up. If you want it inside all the same:"
+                f" --with-secret {file.path}"
+            )
+
+
+def _check_pull(pull: Pull, allowed: Collection[str]) -> None:
+    url = urlsplit(pull.url)
+    if url.scheme not in ("https", "http", "git", "file") or not (url.netloc or url.path):
+        raise Refused(
+            f"{pull.url!r} is not the URL of a repository that a new VPS can read; write one such as"
+            " https://git.example.net/me/home-forwarder.git (with ssh it would need a key)"
+        )
+    if pull.branch and url.scheme not in ("https", "file"):
+        raise Refused(
+            f"{pull.url!r}: over {url.scheme} anybody in between can put commits on a branch; use"
+            " https, or name a commit with --commit"
+        )
+    if pull.commit and not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", pull.commit):
+        raise Refused(
+            f"{pull.commit!r} is not a whole commit; write all of its digits, as «git rev-parse HEAD»"
+            " prints them"
+        )
+    if pull.branch and not re.fullmatch(r"(?!-)[A-Za-z0-9._/-]{1,200}", pull.branch):
+        raise Refused(f"{pull.branch!r} is not the name of a branch")
+    if (url.username or url.password) and "url" not in allowed:
+        raise Refused(
+            "the URL holds a password or token, and on many clouds every process of a server can"
+            " read its user-data. Better: a repository that is readable without one, or no --pull."
+            " If you want it inside all the same: --with-secret url"
+        )
+
+
+# ---- How large it is -------------------------------------------------------------------------
+
+
+def packed(text: str) -> bytes:
+    """User-data in the other form that cloud-init takes: compressed as a whole."""
+    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+
+
+def sizes(text: str) -> list[str]:
+    """Lines that say how large it is, and where it fits."""
+    plain, small = len(text.encode()), len(packed(text))
+    lines = [f"{plain} bytes of user-data, {small} with --gzip. Does it fit?"]
+    for limit in LIMITS:
+        if plain <= limit.bytes:
+            fits = "yes"
+        elif limit.binary and small <= limit.bytes:
+            fits = "with --gzip"
+        else:
+            fits = "no"
+        lines.append(f"  {limit.provider:32} {limit.bytes:7} bytes  {fits}")
+    return lines

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Promise 12: a deploy that is cut off anywhere is repaired by running it again."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import STANDARD, TCP, UDP, home_data
+
+from home_forwarder.config import load_config
+from home_forwarder.plan import Plan, make_plan
+from lab import Lab
+from lab.checkout import Checkout
+from lab.traffic import ask_tcp, ask_udp, ask_until, whoami
+from lab.vps import Vps
+
+POINTS = 10
+"""Of a first deploy, and as many of a changing one."""
+
+CHANGED = [STANDARD[0], {**STANDARD[1], "idle_timeout": 77}, {**STANDARD[2], "port": 8002}]
+
+
+def kill(lab: Lab, process: subprocess.Popen[str]) -> None:
+    """The operator's machine dies: the VPS sees the connection end."""
+    process.kill()
+    process.wait()
+
+
+def lose_connection(lab: Lab, process: subprocess.Popen[str]) -> None:
+    """The operator's line is cut: the VPS sees nothing, what it was told to do runs on."""
+    lab.operator.unplug()
+    time.sleep(0.3)
+    kill(lab, process)
+    lab.operator.plug()
+
+
+INTERRUPTIONS: dict[str, Callable[[Lab, subprocess.Popen[str]], None]] = {
+    "bookworm": kill,
+    "trixie": lose_connection,
+}
+
+
+def plan(lab: Lab, forwards: list[dict[str, object]]) -> Plan:
+    return make_plan(load_config({"homes": home_data(lab), "forwards": forwards}))
+
+
+def cut_off(lab: Lab, checkout: Checkout, interrupt: Callable[..., None], seconds: float) -> None:
+    """Start a deploy and end it after that many seconds."""
+    process = checkout.start_pyinfra(
+        "-y", "inventory.py", "deploy.py", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(seconds)
+    interrupt(lab, process)
+
+
+def has_whole_files_only(vps: Vps, *plans: Plan) -> bool:
+    """Is every file of ours on the VPS exactly as some plan says?"""
+    whole = {
+        (hashlib.sha256(file.content.encode()).hexdigest(), file.path)
+        for each in plans
+        for file in each.files
+    }
+    command = "find /etc/systemd/system /etc/home-* /usr/local -type f"
+    found = vps.run(
+        f"{command} '(' -name 'home-*' -o -path '*home-*' ')' ! -name '*.home-forwarder-new'"
+        " -exec sha256sum {} +",
+        check=False,
+    ).stdout
+    return {tuple(line.split(maxsplit=1)) for line in found.splitlines()} <= whole
+
+
+def assert_converges(lab: Lab, vps: Vps, checkout: Checkout, port: int) -> None:
+    """The next deploy mends everything, and the one after it has nothing to do."""
+    checkout.deploy()
+    with lab.inside("client"):
+        ask_until(ask_tcp, vps.ipv4, TCP, "home0")
+        ask_until(ask_udp, vps.ipv4, UDP, "home0", seconds=12)
+        ask_until(ask_tcp, vps.ipv4, port, "home1")
+    shown = checkout.pyinfra("inventory.py", "deploy.py", "--dry").stderr
+    assert "Will " not in shown
+
+
+@pytest.fixture
+def seconds(lab: Lab, release: str, checkout: Checkout) -> float:
+    """How long a deploy takes here and now."""
+    lab.add_vps("vps1", release, packages=["socat"])
+    checkout.declare(home_data(lab), STANDARD)
+    started = time.monotonic()
+    checkout.deploy()
+    lab.remove_vps("vps1")
+    return time.monotonic() - started
+
+
+def test_first_deploy_cut_off(lab: Lab, release: str, checkout: Checkout, seconds: float) -> None:
+    for point in range(POINTS):
+        vps = lab.add_vps("vps1", release, packages=["socat"])
+        checkout.declare(home_data(lab), STANDARD)
+        # The first third is spent before the operator connects.
+        cut_off(lab, checkout, INTERRUPTIONS[release], seconds * (1 + 2 * point / POINTS) / 3)
+        assert has_whole_files_only(vps, plan(lab, STANDARD)), point
+        assert_converges(lab, vps, checkout, 8001)
+        lab.remove_vps("vps1")
+
+
+def test_changing_deploy_cut_off(lab: Lab, release: str, vps: Vps, checkout: Checkout) -> None:
+    """Between two states, there and back; a forward that does not change is never disturbed."""
+    checkout.declare(home_data(lab), STANDARD)
+    checkout.deploy()
+    started = time.monotonic()
+    checkout.deploy()
+    seconds = (time.monotonic() - started) * 1.4  # a deploy that changes something takes longer
+    with lab.inside("client"):
+        connection = socket.create_connection((vps.ipv4, TCP), timeout=5)
+    for point in range(POINTS):
+        forwards = STANDARD if point % 2 else CHANGED
+        checkout.declare(home_data(lab), forwards)
+        cut_off(lab, checkout, INTERRUPTIONS[release], seconds * (1 + 2 * point / POINTS) / 3)
+        assert has_whole_files_only(vps, plan(lab, STANDARD), plan(lab, CHANGED)), point
+        assert_converges(lab, vps, checkout, 8001 if point % 2 else 8002)
+        whoami(connection)
+
+
+def full_disk(vps: Vps) -> str:
+    vps.run(
+        "mkdir /tmp/all && cp -a /etc/systemd/system/. /tmp/all && mount -t tmpfs -o size=160k tmpfs"
+        " /etc/systemd/system && cp -a /tmp/all/. /etc/systemd/system"
+        " && head -c 1M /dev/zero >/etc/systemd/system/fill; true"
+    )
+    return (
+        "rm /etc/systemd/system/fill; cp -a /etc/systemd/system/. /tmp/all;"
+        " umount /etc/systemd/system; cp -a /tmp/all/. /etc/systemd/system"
+    )
+
+
+def read_only_disk(vps: Vps) -> str:
+    vps.run(
+        "mount --bind /etc/systemd/system /etc/systemd/system"
+        " && mount -o remount,bind,ro /etc/systemd/system"
+    )
+    return "umount /etc/systemd/system"
+
+
+def masked_unit(vps: Vps) -> str:
+    vps.run("systemctl mask home-tcpforwarder@1:8002.service")
+    return "systemctl unmask home-tcpforwarder@1:8002.service"
+
+
+def foreign_program(vps: Vps) -> str:
+    vps.run("systemd-run -q --unit=squatter socat TCP4-LISTEN:8002,fork EXEC:/bin/true; sleep 0.5")
+    return "systemctl stop squatter"
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "message"),
+    [
+        (full_disk, "No space left on device"),
+        (read_only_disk, "Read-only file system"),
+        (masked_unit, "systemctl unmask home-tcpforwarder@1:8002.service"),
+        (foreign_program, "tcp port 8002 is taken by socat (squatter.service)"),
+    ],
+)
+def test_obstacles(
+    lab: Lab, vps: Vps, deployed: Checkout, obstacle: Callable[[Vps], str], message: str
+) -> None:
+    """One clear error; what runs goes on untouched; without the obstacle, all goes well."""
+    with lab.inside("client"):
+        connections = [
+            socket.create_connection((vps.ipv4, port), timeout=5) for port in (TCP, 8001)
+        ]
+    deployed.declare(home_data(lab), CHANGED, check_interval=3600)
+    undo = obstacle(vps)
+    result = deployed.deploy(check=False)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    for connection in connections:
+        whoami(connection)
+    vps.run(undo)
+    assert_converges(lab, vps, deployed, 8002)
+
+
+def test_apt_is_busy(lab: Lab, release: str, checkout: Checkout) -> None:
+    """The package manager's lock is waited for."""
+    vps = lab.add_vps("vps1", release, packages=[])
+    vps.run(
+        "systemd-run -q --unit=busy python3 -c 'import fcntl, time;"
+        ' files = [open(f"/var/lib/dpkg/{name}", "w") for name in ("lock-frontend", "lock")];'
+        " [fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; time.sleep(6)'; sleep 0.5"
+    )
+    checkout.declare(home_data(lab), STANDARD)
+    try:
+        assert_converges(lab, vps, checkout, 8001)
+    finally:
+        lab.remove_vps("vps1")
