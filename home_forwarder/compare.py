@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from home_forwarder.plan import UNITS, File, Link, Plan, Relay
+from home_forwarder.plan import OWNED_UNITS, UNITS, File, Link, Plan, Relay
 
 MASK = "/dev/null"
 
@@ -180,7 +181,8 @@ def _groups_differ(plan: Plan, seen: Observed) -> bool:
             for link in plan.links
             if link.path.startswith(f"{UNITS}/{group}.wants/")
         }
-        if set(unit["Wants"].split()) != wanted:
+        wants = {name for name in unit["Wants"].split() if re.match(OWNED_UNITS, name)}
+        if wants != wanted:
             return True
     return False
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
+import zoneinfo
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,14 +145,14 @@ def _parse_hostname(value: object) -> str:
 
 
 def _parse_dns_name(value: str, right: str) -> str:
-    if re.fullmatch(r"[0-9.]+", value):
-        raise ValueError(f"{value!r} looks like an IPv4 address; {right}")
     name = value.rstrip(".").lower()
     if not name.isascii():
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
         except idna.IDNAError as error:
             raise ValueError(f"{value!r} is not a host name ({error}); {right}") from None
+    if re.fullmatch(r"[0-9.]+", name):
+        raise ValueError(f"{value!r} looks like an IPv4 address; {right}")
     label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
     if len(name) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
         raise ValueError(f"{value!r} is not a host name; {right}")
@@ -265,6 +266,51 @@ def _read_secret_url(value: object) -> Secret:
     return secret
 
 
+def _parse_operator(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
+        raise ValueError(f"{value!r} is not the name of a user; write one such as 'operator'")
+    if value == "root":
+        raise ValueError("'root' is there already; leave operator out, and the keys are for root")
+    return value
+
+
+def _parse_ssh_keys(value: object) -> tuple[str, ...]:
+    """Public keys as in authorized_keys, without options."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'{value!r} is not a list; write ["ssh-ed25519 AAAA... me@laptop"]')
+    right = "write the line of a .pub file, such as 'ssh-ed25519 AAAA... me@laptop'"
+    for key in value:
+        if isinstance(key, str) and "PRIVATE KEY" in key:
+            raise ValueError(f"this is a private key, which belongs on no server; {right}")
+        if not isinstance(key, str) or not re.fullmatch(
+            r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+ AAAA[A-Za-z0-9+/]+=*( [ -~]*)?", key
+        ):
+            raise ValueError(f"{key!r} is not a public key; {right}")
+    return tuple(value)
+
+
+def _parse_own_name(value: object) -> str:
+    label = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+    if not isinstance(value, str) or not re.fullmatch(rf"{label}(?:\.{label})*", value):
+        raise ValueError(f"{value!r} is not a host name; write one such as 'vps1'")
+    return value
+
+
+def _parse_timezone(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*", value
+    ):
+        raise ValueError(
+            f"{value!r} is not a time zone; write one such as 'Europe/Berlin' or 'UTC'"
+        )
+    known = zoneinfo.available_timezones()
+    if known and value not in known:
+        close = difflib.get_close_matches(value, known, n=1)
+        right = f"did you mean {close[0]!r}?" if close else "write one such as 'Europe/Berlin'"
+        raise ValueError(f"{value!r} is not a time zone; {right}")
+    return value
+
+
 def _parse_switch(value: object) -> bool:
     """A bool, or what `--data KEY=off` on the command line can say."""
     words = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
@@ -373,12 +419,23 @@ class Notify(_Model):
     program: Annotated[str | None, BeforeValidator(_parse_program)] = None
 
 
+class FirstBoot(_Model):
+    """What cloud_init.py adds for a new VPS, beside the forwarding; a deploy does not read it."""
+
+    operator: Annotated[str | None, BeforeValidator(_parse_operator)] = None
+    ssh_keys: Annotated[tuple[str, ...], BeforeValidator(_parse_ssh_keys)] = ()
+    security_updates: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    hostname: Annotated[str | None, BeforeValidator(_parse_own_name)] = None
+    timezone: Annotated[str | None, BeforeValidator(_parse_timezone)] = None
+
+
 class Config(_Model):
     """All of one VPS's data, valid."""
 
     homes: tuple[Home, ...]
     forwards: tuple[Forward, ...] = ()
     notify: Notify | None = None
+    first_boot: FirstBoot = FirstBoot()
     check_interval: Annotated[int, _whole_number("an interval", 10, 86400, "of seconds")] = 60
     unresolved_after: Annotated[int, _whole_number("a time", 60, 604800, "of seconds")] = 1800
     preflight: Annotated[bool, BeforeValidator(_parse_switch)] = True
@@ -404,6 +461,11 @@ def load_config(data: Mapping[str, object]) -> Config:
     except ValidationError as error:
         raise DataError([_explain(each, data) for each in error.errors()]) from None
     mistakes = [*_repeated_homes(config), *_wrong_forwards(config), *_wrong_notify(config.notify)]
+    if config.first_boot.operator and not config.first_boot.ssh_keys:
+        mistakes.append(
+            "first_boot.ssh_keys: is missing; without a key nobody could log in as"
+            f" {config.first_boot.operator!r}"
+        )
     if mistakes:
         raise DataError(mistakes)
     return config
@@ -423,6 +485,8 @@ def _where(location: tuple[int | str, ...]) -> str:
 def _explain(error: Any, data: Mapping[str, object]) -> str:
     """One line for one of pydantic's errors, in our words."""
     location, kind, value = error["loc"], error["type"], error["input"]
+    if kind in ("extra_forbidden", "invalid_key") and not str(location[-1]).isidentifier():
+        return f"{_where(location[:-1]) or 'data'}: no such key {location[-1]!r}"
     where = _where(location)
     if kind == "value_error":
         return f"{where}: {error['ctx']['error']}"
@@ -450,6 +514,7 @@ _MODELS: dict[str, type[_Model]] = {
     "homes": Home,
     "forwards": Forward,
     "notify": Notify,
+    "first_boot": FirstBoot,
     "notify.smtp": Smtp,
     "notify.webhook": Webhook,
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -25,6 +26,11 @@ def _shell_quote(value: str) -> str:
     return '"' + "".join("\\" + char if char in '"`$\\' else char for char in value) + '"'
 
 
+def _yaml_quote(value: str) -> str:
+    """`value` as YAML reads it: a string of JSON is one of YAML (YAML 1.2, chapter 1.3)."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -36,6 +42,7 @@ def _environment() -> Environment:
         autoescape=False,  # noqa: S701 - units and shell-like settings, no HTML
     )
     environment.filters["shell_quote"] = _shell_quote
+    environment.filters["yaml"] = _yaml_quote
     return environment
 
 

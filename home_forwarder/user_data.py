@@ -12,12 +12,12 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from home_forwarder.config import Config, Forward
-from home_forwarder.plan import Plan, make_plan
+from home_forwarder.plan import UNITS, File, Plan, make_plan
 from home_forwarder.render import PROJECT, render
 
 LOG = "/var/log/home-forwarder-boot.log"
@@ -27,11 +27,8 @@ DIRECTORY = "/var/lib/home-forwarder-boot"
 UNIT = "home-forwarder-boot.service"
 PULL = "/opt/home-forwarder"
 PULL_UNIT = "home-forwarder-pull"
-UNITS = "/etc/systemd/system"
 
 REMOTE = PROJECT / "operations" / "remote"
-
-BASE64 = 4 / 3
 
 
 class Refused(Exception):
@@ -89,7 +86,7 @@ def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
             for relay in plan.relays
         ],
     }
-    return _user_data(host, config, job, mode="baked")
+    return _user_data(host, config, job, "The packages, files and units of this VPS")
 
 
 def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ()) -> str:
@@ -98,37 +95,60 @@ def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ())
     Raises: Refused.
     """
     _check_pull(pull, secrets)
+    settings = {"host": host, "url": pull.url, "commit": pull.commit, "branch": pull.branch}
+    service, timer = f"{PULL_UNIT}.service", f"{PULL_UNIT}.timer"
     job: dict[str, object] = {
         "host": host,
         "packages": ["ca-certificates", "git", "python3-venv", *_extra_packages(config)],
         "pull": [f"{PULL}/pull"],
     }
+    files = [
+        File(f"{PULL}/pull.json", json.dumps(settings, indent=1) + "\n", mode="600"),
+        File(f"{PULL}/pull", _remote("pull.py"), mode="755"),
+        File(f"{UNITS}/{service}", render(f"cloud-init/{service}.j2", place=PULL)),
+    ]
     if pull.minutes:
-        job["enable"] = [f"{PULL_UNIT}.timer"]
-    return _user_data(host, config, job, mode="pull", pull=pull)
+        job["enable"] = [timer]
+        files.append(
+            File(f"{UNITS}/{timer}", render(f"cloud-init/{timer}.j2", minutes=pull.minutes))
+        )
+    return _user_data(host, config, job, "What to do first on this VPS", files)
 
 
-def _user_data(host: str, config: Config, job: object, **values: object) -> str:
+def _user_data(
+    host: str, config: Config, job: dict[str, object], inside: str, files: Iterable[File] = ()
+) -> str:
+    """The text. files: what it writes besides, readably; inside: what the packed job is."""
     packed = lzma.compress(
-        json.dumps(job, ensure_ascii=False, separators=(",", ":")).encode(),
+        json.dumps(
+            {"program": _remote("first_boot.py"), **job}, ensure_ascii=False, separators=(",", ":")
+        ).encode(),
         check=lzma.CHECK_CRC32,
         preset=9 | lzma.PRESET_EXTREME,
     )
+    service = render(f"cloud-init/{UNIT}.j2", directory=DIRECTORY, log=LOG)
     return render(
         "cloud-init/user-data.j2",
         host=host,
-        config=config,
         first_boot=config.first_boot,
         summary=[_line(forward, config) for forward in config.forwards],
+        files=[
+            *_extra_files(config),
+            *files,
+            File(f"{UNITS}/{UNIT}", service),
+        ],
+        inside=inside,
         job=base64.b64encode(packed).decode(),
-        program=_remote("first_boot.py"),
-        service=render("cloud-init/home-forwarder-boot.service.j2", directory=DIRECTORY, log=LOG),
-        log=LOG,
         directory=DIRECTORY,
+        log=LOG,
         unit=UNIT,
-        units=UNITS,
-        **values,
     )
+
+
+def _extra_files(config: Config) -> Iterator[File]:
+    if config.first_boot.security_updates:
+        path = "etc/apt/apt.conf.d/20auto-upgrades"
+        yield File(f"/{path}", render(f"cloud-init/{path}.j2"))
 
 
 def _extra_packages(config: Config) -> list[str]:

@@ -21,6 +21,7 @@ from operations.data import WrongData, check_all
 
 DEPLOYS = ("deploy.py",)
 """Deploy files that need good data; undeploying does not."""
+RIGHT = 'write vps = [("203.0.113.1", {"ssh_user": "root"})], or a host name'
 
 
 def check_before_connecting(parameters: Mapping[str, Any]) -> None:
@@ -68,8 +69,27 @@ def load_inventory(
         raise WrongData(
             [f"{error.filename} line {line}: {type(cause).__name__}: {cause}"]
         ) from None
+    except UnicodeDecodeError as error:
+        wrong = next((each for each in _files(path, group_data) if not _is_utf8(each)), path)
+        raise WrongData([f"{wrong}: not in UTF-8 ({error.reason}); save it as UTF-8"]) from None
     except (CliError, TypeError, AttributeError, ValueError) as error:
-        raise WrongData([f"{path}: not an inventory as pyinfra reads it: {error}"]) from None
+        raise WrongData([f"{path}: not a list of VPSes ({error}); {RIGHT}"]) from None
     except PyinfraError as error:
         raise WrongData([f"{path}: {error}"]) from None
+    if not len(inventory):
+        raise WrongData([f"{path}: there is no VPS in it; {RIGHT}"])
     return inventory
+
+
+def _files(path: str, group_data: tuple[str, ...]) -> list[Path]:
+    """The files that make up the data."""
+    folders = [Path("group_data"), Path(path).parent / "group_data", *map(Path, group_data)]
+    return [Path(path), *(file for folder in folders for file in sorted(folder.glob("*.py")))]
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

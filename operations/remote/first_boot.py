@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Part of the user-data of a new VPS: do once what job.json.xz beside this file says.
+"""Part of the user-data of a new VPS: do once what job.json.xz says, which this itself is in.
 
 Run by home-forwarder-boot.service. Install the packages, trying until that works; write the files
 and start the units, or run the pull; then delete the service, and this. What happens is printed,
 and home-forwarder-boot.service keeps it in /var/log/home-forwarder-boot.log.
-Standard library of Python 3.9. Arguments, for tests: directory, patience in seconds.
+Standard library of Python 3.9.
 """
 
 import glob
@@ -19,7 +19,7 @@ import sys
 import time
 
 UNIT = "home-forwarder-boot.service"
-DIRECTORY = os.path.dirname(os.path.abspath(__file__))
+DIRECTORY = "/var/lib/home-forwarder-boot"  # DIRECTORY in home_forwarder/user_data.py
 PATIENCE = 1800  # seconds for one step; then again at the next boot
 PAUSES = (5, 10, 20, 30)  # seconds between attempts, then the last one again and again
 SHOWN = 4  # lines of a failed command
@@ -59,9 +59,9 @@ def run(command, input=None):
     return result.stdout
 
 
-def until_it_works(what, step, patience):
-    """Raises: Failed when it has not worked for so many seconds."""
-    give_up = time.monotonic() + patience
+def until_it_works(what, step):
+    """Raises: Failed when it has not worked for PATIENCE."""
+    give_up = time.monotonic() + PATIENCE
     pauses = list(PAUSES)
     while True:
         try:
@@ -144,7 +144,6 @@ def clean_up(directory, digest):
 
 
 def main():
-    patience = float(sys.argv[1]) if len(sys.argv) > 1 else PATIENCE
     with open(f"{DIRECTORY}/job.json.xz", "rb") as file:
         packed = file.read()
     digest = hashlib.sha256(packed).hexdigest()
@@ -162,9 +161,9 @@ def main():
         return
     say(f"first boot as {job['host']}")
     try:
-        until_it_works("install the packages", lambda: install(job["packages"]), patience)
+        until_it_works("install the packages", lambda: install(job["packages"]))
         if "pull" in job:
-            until_it_works("deploy", lambda: say(run(job["pull"])), patience)
+            until_it_works("deploy", lambda: say(run(job["pull"])))
         else:
             bake(job)
         for unit in job.get("enable", ()):
@@ -176,5 +175,4 @@ def main():
     say("done")
 
 
-if __name__ == "__main__":
-    main()
+main()

@@ -6,6 +6,7 @@ as JSON. Each file is written whole beside its place, synced, and renamed into i
 systemd nor anyone else ever sees half a file; nothing is renamed before everything is written.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -47,9 +48,13 @@ def remove(path):
 
 def main():
     job = json.load(sys.stdin)
+    os.umask(0o022)
     try:
         for entry in job["write"]:
             prepare(entry)
+        for entry in job["write"]:
+            if os.path.isdir(entry["path"]) and not os.path.islink(entry["path"]):
+                raise IsADirectoryError(errno.EISDIR, "a directory is in the way", entry["path"])
         for entry in job["write"]:
             os.rename(entry["path"] + SUFFIX, entry["path"])
         for path in job["remove"]:

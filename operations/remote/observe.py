@@ -40,7 +40,11 @@ PROPERTIES = (
 
 
 def output(*command):
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    """What a command prints; nothing if there is no such command."""
+    try:
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except FileNotFoundError:
+        return ""
     return result.stdout.decode(errors="replace")
 
 

@@ -370,10 +370,10 @@ def test_all_mistakes_at_once() -> None:
         load_config(wrong)
     keys = [line.partition(":")[0] for line in error.value.mistakes]
     assert keys == [
-        "homes[0].name: ",
-        "homes[0].hostname: ",
-        "homes[0].desc: ",
-        "forwards[0].port: ",
+        "homes[0].name",
+        "homes[0].hostname",
+        "homes[0].desc",
+        "forwards[0].port",
         "z",
     ]
 
@@ -486,7 +486,7 @@ FILES: dict[str, tuple[str, str | None, tuple[str, ...], tuple[str, ...]]] = {
         (),
         ("inventory.py line 1: ", "name 'me' is not defined"),
     ),
-    "host data is no dict": ('vps = [("192.0.2.1", "root")]\n', GOOD, (), ("inventory.py", "root")),
+    "host data is no dict": ('vps = [("192.0.2.1", "root")]\n', GOOD, (), ("inventory.py", "{")),
     "inventory is empty": ("", GOOD, (), ("inventory.py",)),
     "list of hosts is empty": ("vps = []\n", GOOD, (), ("inventory.py",)),
     "host is a number": ("vps = [5]\n", GOOD, (), ("inventory.py",)),

@@ -67,13 +67,18 @@ def matching(plan: Plan) -> Observed:
     units = {name: _unit(name, "active", plan) for name in plan.running}
     units |= {name: _unit(name, "inactive", plan) for name in plan.triggered}
     units |= {relay.unit: _unit(relay.unit, "active", plan) for relay in plan.relays}
+    addresses = {str(relay.home): f"2001:db8::{relay.home + 1}" for relay in plan.relays}
     for relay in plan.relays:
-        units[relay.unit] |= {"MainPID": "4711", "Revision": relay.revision}
+        units[relay.unit] |= {
+            "MainPID": "4711",
+            "Revision": relay.revision,
+            "HomeAddress": addresses[str(relay.home)],
+        }
     return Observed(
         files=files,
         units=units,
         packages=plan.packages,
-        addresses={str(relay.home): f"2001:db8::{relay.home + 1}" for relay in plan.relays},
+        addresses=addresses,
         python=(3, 11),
     )
 
@@ -93,4 +98,5 @@ def _unit(name: str, state: str, plan: Plan) -> dict[str, str]:
         "Wants": " ".join(reversed(wanted)),
         "UnitFileState": "enabled",
         "Revision": "",
+        "HomeAddress": "",
     }

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The launcher of the relays: socat's command line, and what it says when there is none."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+
+import pytest
+from unit_samples import RELAY, program
+
+from home_forwarder.render import load_program
+
+relay = load_program(RELAY)
+ADDRESS = "2001:db8::1"
+EACH = [*itertools.product(("tcp", "udp"), ("46", "4", "6"))]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an ad-hoc instance without a drop-in."""
+    for key in ("FORWARD_IDLE_TIMEOUT", "FORWARD_MAX_CONNECTIONS", "FORWARD_TARGET_PORT"):
+        monkeypatch.delenv(key, raising=False)
+
+
+def parts(command: list[str]) -> tuple[dict[str, str], str, str]:
+    """Options, listening address, target address."""
+    options = dict(zip(command[1:-2:2], command[2:-2:2], strict=True))
+    return options, command[-2], command[-1]
+
+
+@pytest.mark.parametrize(("protocol", "listen"), EACH)
+def test_listening_side(protocol: str, listen: str) -> None:
+    """The family is always said: socat's and the system's defaults differ between versions."""
+    command = relay.socat(protocol, listen, 8080, ADDRESS, 80)
+    _, accept, _ = parts(command)
+    kind, *options = accept.split(",")
+    assert kind == f"{protocol.upper()}{'4' if listen == '4' else '6'}-LISTEN:8080"
+    v6only = [option for option in options if option.startswith("ipv6-v6only=")]
+    assert v6only == {"46": ["ipv6-v6only=0"], "4": [], "6": ["ipv6-v6only=1"]}[listen]
+    assert {"fork", "reuseaddr", "max-children=1024"} <= set(options)
+    assert ("backlog=512" in options) is (protocol == "tcp")
+    assert ("keepalive" in options) is (protocol == "tcp")
+
+
+@pytest.mark.parametrize(("protocol", "listen"), EACH)
+def test_target_side(protocol: str, listen: str) -> None:
+    """Always IPv6, always an address: no new connection asks DNS (promise 4)."""
+    _, _, connect = parts(relay.socat(protocol, listen, 8080, ADDRESS, 80))
+    target, *options = connect.split(",")
+    assert target == f"{protocol.upper()}6:[{ADDRESS}]:80"
+    assert ("keepalive" in options) is (protocol == "tcp")
+    assert any(re.fullmatch("connect-timeout=[1-9][0-9]*", option) for option in options) is (
+        protocol == "tcp"
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "idle", "seconds"),
+    [("tcp", None, "7440"), ("udp", None, "300"), ("tcp", "60", "60"), ("udp", "", "300")],
+)
+def test_idle_time(
+    protocol: str, idle: str | None, seconds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-t as long as -T: a slow answer after the client's end is not cut off."""
+    if idle is not None:
+        monkeypatch.setenv("FORWARD_IDLE_TIMEOUT", idle)
+    command = relay.socat(protocol, "46", 1, ADDRESS, 1)
+    options, _, _ = parts(command)
+    assert command[0] == "/usr/bin/socat"
+    assert (options["-t"], options["-T"]) == (seconds, seconds)
+    assert int(options["-b"]) >= 65536
+
+
+@pytest.mark.parametrize(("protocol", "listen"), EACH)
+def test_idle_time_is_never_0(protocol: str, listen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """socat 1.8.0.1 and later end each connection at once with -T 0."""
+    monkeypatch.setenv("FORWARD_IDLE_TIMEOUT", "0")
+    options, _, _ = parts(relay.socat(protocol, listen, 1, ADDRESS, 1))
+    assert float(options.get("-T", "1")) > 0
+    assert float(options["-t"]) > 0
+
+
+def test_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARD_MAX_CONNECTIONS", "7")
+    _, accept, _ = parts(relay.socat("udp", "4", 1, ADDRESS, 1))
+    assert "max-children=7" in accept.split(",")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*program(RELAY), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["tcp", "46"],
+        ["tcp", "46", "0:80", "x"],
+        ["TCP", "46", "0:80"],
+        ["sctp", "46", "0:80"],
+        ["tcp", "64", "0:80"],
+        ["tcp", "", "0:80"],
+        ["tcp", "46", "0"],
+        ["tcp", "46", "0:"],
+        ["tcp", "46", ":80"],
+        ["tcp", "46", "0:80:80"],
+        ["tcp", "46", "a:80"],
+        ["tcp", "46", "0:http"],
+        ["tcp", "46", "0:0"],
+        ["tcp", "46", "0:65536"],
+        ["tcp", "46", "0:80,fork"],
+        ["tcp", "46", "0:80 EXEC:sh"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    """Promise 15: an instance's name is two numbers or nothing."""
+    done = run(*arguments, HOME_HOSTNAME_0="nas.address.test", HOME_IPV6_ADDRESS_0=ADDRESS)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("usage: relay tcp|udp 46|4|6 INDEX:PORT")
+    assert done.stderr.count("\n") == 1
+
+
+def test_address_not_known_yet() -> None:
+    """75, which the unit does not restart: the watcher starts it."""
+    done = run("tcp", "46", "1:80", HOME_HOSTNAME_1="nas.test", HOME_HOSTDESC_1="My NAS")
+    assert (done.returncode, done.stderr) == (75, "")
+    assert done.stdout.startswith("The address of My NAS (nas.test) is not known yet")
+    assert done.stdout.count("\n") == 1
+
+
+def test_address_of_another_home_does_not_count() -> None:
+    done = run("tcp", "46", "1:80", HOME_HOSTNAME_1="nas.test", HOME_IPV6_ADDRESS_0=ADDRESS)
+    assert done.returncode == 75
+
+
+def test_unknown_home() -> None:
+    done = run("udp", "6", "7:80", HOME_HOSTNAME_1="nas.test", HOME_IPV6_ADDRESS_7=ADDRESS)
+    assert done.returncode == 75
+    assert "no HOME_HOSTNAME_7" in done.stderr
