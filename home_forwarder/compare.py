@@ -49,8 +49,6 @@ class Changes:
     look_up: bool
     restart: tuple[str, ...]
     start: tuple[str, ...]
-    forget: tuple[str, ...] = ()
-    """Of those to stop: failed ones, which stay known as failed until they are reset."""
 
     @property
     def anything_starts(self) -> bool:
@@ -68,14 +66,12 @@ def compare(plan: Plan, seen: Observed) -> Changes:
     remove = tuple(sorted(path for path in seen.files if path not in declared))
     written = {entry.path for entry in write}
     stop = tuple(sorted(name for name in seen.units if name not in plan.units and _up(seen, name)))
-    forget = tuple(name for name in stop if seen.units[name]["ActiveState"] == "failed")
     restart = (
         *(relay.unit for relay in plan.relays if _outdated(relay, seen)),
         *(unit for unit in plan.running if _waits_for_reload(unit, seen, written)),
     )
     return Changes(
         stop=stop,
-        forget=forget,
         write=write,
         remove=remove,
         reload=any(path.startswith(f"{UNITS}/") for path in (*written, *remove))

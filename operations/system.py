@@ -98,9 +98,7 @@ def _all_changes(plan: Plan) -> Changes:
 
 def _switch_commands(plan: Plan, changes: Changes) -> Commands:
     if changes.stop:
-        yield _systemctl("stop", changes.stop)
-    if changes.forget:
-        yield _systemctl("reset-failed", changes.forget)
+        yield _stop(changes.stop)
     if changes.remove:
         yield _program("install.py", {"write": [], "remove": list(changes.remove)})
     if changes.reload:
@@ -130,6 +128,18 @@ def _wait_for_relays(plan: Plan) -> Commands:
 def _systemctl(verb: str, units: Iterable[str] = ()) -> StringCommand:
     """One call for many units."""
     return StringCommand("systemctl", verb, *(QuoteString(unit) for unit in units))
+
+
+def _stop(units: Iterable[str]) -> StringCommand:
+    """Stop units, and forget the failure of those that failed, or they would stay known for ever."""
+    names = [QuoteString(unit) for unit in units]
+    return StringCommand(
+        "systemctl stop",
+        *names,
+        "&& for unit in",
+        *names,
+        '; do if systemctl is-failed -q "$unit"; then systemctl reset-failed "$unit"; fi; done',
+    )
 
 
 def _program(name: str, job: object) -> StringCommand:

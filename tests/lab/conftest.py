@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_samples import STANDARD, TCP, UDP, home_data
 
 from lab import Lab, LabError, check_prerequisites
 from lab.checkout import Checkout
 from lab.vps import Vps
 
 RELEASES = ("bookworm", "trixie")
-TCP, UDP = 44444, 33333
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,14 +73,6 @@ def checkout(lab: Lab, tmp_path: Path) -> Checkout:
     return Checkout(lab, tmp_path / "checkout")
 
 
-def home_data(lab: Lab, *, count: int = 2) -> list[dict[str, Any]]:
-    """The first homes of the lab as data: a home named like it, with a description."""
-    return [
-        {"name": name, "hostname": home.hostname, "description": f"The home {name}"}
-        for name, home in list(lab.home.items())[:count]
-    ]
-
-
 @pytest.fixture
 def deployed(lab: Lab, vps: Vps, checkout: Checkout) -> Checkout:
     """A VPS that forwards TCP and UDP to home0, and TCP to home1."""
@@ -89,19 +81,15 @@ def deployed(lab: Lab, vps: Vps, checkout: Checkout) -> Checkout:
     return checkout
 
 
-STANDARD = [
-    {"home": "home0", "protocol": "tcp", "port": TCP},
-    {"home": "home0", "protocol": "udp", "port": UDP},
-    {"home": "home1", "protocol": "tcp", "port": 8001},
-]
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of faults: what was tried, what was dropped, how soon all was well again."""
+    """What tests have measured, a line each, and the table of faults: what was tried, what was
+    dropped, how soon all was well again."""
     for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get(
         "failed", []
     ):
         for name, rows in getattr(report, "user_properties", []):
+            if name == "figure":
+                terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {rows}")
             if name == "faults":
                 terminalreporter.section(f"faults: {report.nodeid}")
                 terminalreporter.line(f"{'fault':32} {'dropped':>8} {'recovered after':>16}")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, home_data
 
 from lab import Lab
 from lab.checkout import Checkout

@@ -11,7 +11,7 @@ from email.message import EmailMessage
 from email.policy import default
 
 import pytest
-from conftest import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, home_data
 
 from lab import Lab
 from lab.checkout import Checkout

@@ -7,7 +7,7 @@ import re
 import socket
 
 import pytest
-from conftest import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, home_data
 
 from lab import Lab
 from lab.checkout import Checkout

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, home_data
 
 from home_forwarder.config import load_config
 from home_forwarder.plan import Plan, make_plan

@@ -9,7 +9,7 @@ import socket
 import time
 
 import pytest
-from conftest import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, home_data
 
 from lab import Lab
 from lab.checkout import Checkout

@@ -151,7 +151,7 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
     ),
     "undeclared unit failed": (
         lambda seen: unit(seen, STRAY, ActiveState="failed"),
-        {"stop": (STRAY,), "forget": (STRAY,)},
+        {"stop": (STRAY,)},
     ),
     "undeclared unit is loaded only": (lambda seen: unit(seen, STRAY, ActiveState="inactive"), {}),
     "triggered service runs": (
