@@ -7,7 +7,8 @@ LAB_COMMANDS := mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ip:iprout
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lab-test lint format lock image clean needs-lab
+
+.PHONY: help setup demo test unit lab-test soak lint format lock image clean needs-lab
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -25,6 +26,9 @@ unit: $(VENV)/developer ## the tests that need neither root nor a lab
 
 lab-test: needs-lab $(VENV)/developer ## the tests on real VPSes
 	$(BIN)/pytest -n $(WORKERS) tests/lab
+
+soak: needs-lab $(VENV)/operator ## three minutes of traffic while everything goes wrong; SECONDS=600 for more
+	@$(BIN)/python -m lab.soak --seconds $(or $(SECONDS),180)
 
 lint: $(VENV)/developer ## style, types
 	$(BIN)/ruff check .
