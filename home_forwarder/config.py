@@ -25,7 +25,7 @@ MAX_HOMES = 64
 MAX_RANGE = 256
 """Ports of one range: each port is a process of its own on the VPS."""
 MAX_CONNECTIONS = 16384
-"""Of one forward: each connection is a process of its own on the VPS."""
+"""Of one forward: with socat each connection is a process of its own on the VPS."""
 IDLE_TIMEOUT = {"tcp": 7440, "udp": 300}
 """Seconds: RFC 5382 (REQ-5, 2 h 4 min) for TCP, RFC 4787 (REQ-5) for UDP."""
 PLACEHOLDER_DOMAINS = ("example.com", "example.net", "example.org")
@@ -134,7 +134,7 @@ def _parse_hostname(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is not a host name; {right}")
     try:
-        address = ipaddress.ip_address(value.strip("[]"))
+        address = ipaddress.ip_address(re.sub(r"^\[(.*)\]$", r"\1", value))
     except ValueError:
         return _parse_dns_name(value, right)
     if isinstance(address, ipaddress.IPv4Address):
@@ -151,7 +151,7 @@ def _parse_dns_name(value: str, right: str) -> str:
             name = idna.encode(name, uts46=True).decode("ascii")
         except idna.IDNAError as error:
             raise ValueError(f"{value!r} is not a host name ({error}); {right}") from None
-    if re.fullmatch(r"[0-9.]+", name):
+    if re.fullmatch(r"(.*\.)?(0x[0-9a-f]*|[0-9]+)", name):  # no top-level domain is a number
         raise ValueError(f"{value!r} looks like an IPv4 address; {right}")
     label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
     if len(name) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
@@ -189,7 +189,7 @@ def _parse_mail_server(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is not a host name; {right}")
     try:
-        return str(ipaddress.ip_address(value.strip("[]")))
+        return str(ipaddress.ip_address(re.sub(r"^\[(.*)\]$", r"\1", value)))
     except ValueError:
         return value if value == "localhost" else _parse_dns_name(value, right)
 
@@ -361,6 +361,8 @@ class Forward(_Model):
         Annotated[int, _whole_number("a time", 1, MAX_IDLE_TIMEOUT, "of seconds")] | None
     ) = None
     max_connections: Annotated[int, _whole_number("a limit", 1, MAX_CONNECTIONS)] = 1024
+    relay: Annotated[Literal["socat", "nginx"], _one_of("socat", "nginx")] = "socat"
+    proxy_protocol: Annotated[bool, BeforeValidator(_parse_switch)] = False
 
     @property
     def idle_seconds(self) -> int:
@@ -547,7 +549,9 @@ def _wrong_forwards(config: Config) -> Iterator[str]:
         where = f"forwards[{index}]"
         if forward.home not in names:
             close = difflib.get_close_matches(forward.home, names, n=1)
-            right = f"did you mean {close[0]!r}?" if close else f"the homes are {', '.join(names)}"
+            right = f"the homes are {', '.join(names)}" if names else "there are no homes"
+            if close:
+                right = f"did you mean {close[0]!r}?"
             yield f"{where}.home: {forward.home!r} is not the name of a home; {right}"
         if forward.protocol == "tcp" and config.ssh_port in forward.port:
             yield (
@@ -558,6 +562,13 @@ def _wrong_forwards(config: Config) -> Iterator[str]:
             yield (
                 f"{where}.target_port: {forward.target_port} is too high for a range of"
                 f" {len(forward.port)} ports; the last would be {forward.target_of(forward.port.last)}"
+            )
+        if forward.proxy_protocol and forward.protocol != "tcp":
+            yield f"{where}.proxy_protocol: True is for tcp only; leave it out of a udp forward"
+        elif forward.proxy_protocol and forward.relay != "nginx":
+            yield (
+                f"{where}.proxy_protocol: True is more than {forward.relay} can do;"
+                ' write "relay": "nginx" as well'
             )
         yield from _clashes(where, index, forward, taken)
 

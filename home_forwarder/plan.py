@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from home_forwarder.config import Config, Forward, Notify, Secret
+from home_forwarder.nginx_service import DROP_IN
 from home_forwarder.render import program, render
 
 UNITS = "/etc/systemd/system"
@@ -24,6 +25,8 @@ PROGRAMS = (
     "/usr/local/lib/home-forwarder/relay",
 )
 PACKAGES = ("python3", "socat")
+NGINX_PACKAGES = ("nginx", "libnginx-mod-stream")
+"""As Debian calls them; operations/system.py has the names of others."""
 
 PROTOCOLS = ("tcp", "udp")
 VARIANTS = ("46", "4", "6")
@@ -45,6 +48,7 @@ OWNED_FILES = (
     rf"|{UNITS}/({_UNIT_NAME})\.d/forward\.conf"
     r"|/etc/home-forwarder\.conf|/etc/home-address-ipv[46]"
     rf"|{SECRETS}/(smtp-password|webhook-url|webhook-token)"
+    rf"|{re.escape(DROP_IN)}"
     r"|/usr/local/bin/home-address-update(\.sh)?|/usr/local/lib/home-forwarder/[^/]+"
     rf")({re.escape(UNFINISHED)})?$"
 )
@@ -133,7 +137,7 @@ def make_plan(config: Config) -> Plan:
     files = (*_common_files(config), *_instance_files(config, relays))
     paths = {file.path for file in files}
     return Plan(
-        packages=(*PACKAGES, *_trust(config.notify)),
+        packages=(*PACKAGES, *_relay_packages(config), *_trust(config.notify)),
         files=files,
         links=(
             *(Link(f"/etc/home-address-ipv{n}", f"{STATE}/home-address-ipv{n}") for n in (4, 6)),
@@ -269,6 +273,11 @@ def _trust(notify: Notify | None) -> tuple[str, ...]:
     return ("ca-certificates",) if tls else ()
 
 
+def _relay_packages(config: Config) -> tuple[str, ...]:
+    """What other relays than socat need."""
+    return NGINX_PACKAGES if any(each.relay == "nginx" for each in config.forwards) else ()
+
+
 def _unit(name: str, template: str, **values: object) -> File:
     return File(f"{UNITS}/{name}", render(f"{UNITS.lstrip('/')}/{template}.j2", **values))
 
@@ -277,15 +286,18 @@ def _front(name: str, protocol: str, variants: list[str]) -> File:
     return _unit(name, "home-PROTOCOLforwarder@.service", protocol=protocol, variants=variants)
 
 
-def _settings(forward: Forward, port: int) -> dict[str, int]:
+def _settings(forward: Forward, port: int) -> dict[str, int | str]:
+    """What a relay is told. What is not said changes no revision: older relays run on."""
     return {
         "FORWARD_TARGET_PORT": forward.target_of(port),
         "FORWARD_IDLE_TIMEOUT": forward.idle_seconds,
         "FORWARD_MAX_CONNECTIONS": forward.max_connections,
+        **({"FORWARD_RELAY": forward.relay} if forward.relay != "socat" else {}),
+        **({"FORWARD_PROXY_PROTOCOL": "on"} if forward.proxy_protocol else {}),
     }
 
 
-def _revision(settings: dict[str, int]) -> str:
+def _revision(settings: dict[str, int | str]) -> str:
     """What tells a relay that runs with these settings from one that does not."""
     return hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from home_forwarder.config import Config, Forward
+from home_forwarder.nginx_service import HOLD, PACKAGE, RELEASE
 from home_forwarder.plan import UNITS, File, Plan, make_plan
 from home_forwarder.render import PROJECT, render
 
@@ -75,9 +76,10 @@ def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
     """
     plan = make_plan(config)
     _check_secrets(plan, secrets)
-    job = {
+    job: dict[str, object] = {
         "host": host,
         "packages": [*plan.packages, *_extra_packages(config)],
+        **({"before": [HOLD], "after": [RELEASE]} if PACKAGE in plan.packages else {}),
         "programs": {name: _remote(name) for name in ("install.py", "wait.py")},
         "write": [asdict(entry) for entry in plan.entries],
         "start": plan.running,
@@ -138,7 +140,7 @@ def _user_data(
             File(f"{UNITS}/{UNIT}", service),
         ],
         inside=inside,
-        job=base64.b64encode(packed).decode(),
+        job=base64.b85encode(packed).decode(),
         directory=DIRECTORY,
         log=LOG,
         unit=UNIT,

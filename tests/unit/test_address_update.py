@@ -567,6 +567,7 @@ DAMAGED = {
     "address with a line": slot(address=f"{A}\nX=1", addresses=[A]),
     "address with a scope": slot(address="fe80::1%lo", addresses=["fe80::1%lo"]),
     "no list of addresses": slot(address=A),
+    "addresses is a dict": slot(address=A, addresses={A: A}),
     "addresses is text": slot(address=A, addresses=A),
     "since is text": slot(trouble="failed", since="noon"),
     "since is missing": slot(trouble="failed"),
@@ -962,10 +963,18 @@ def test_refused_target(vps: Vps) -> None:
     assert "refused for Home 0: ::1 is a loopback address" in done.stdout
     assert done.stdout.endswith("2 homes: 0 changed, 1 unresolved\n")
     assert vps.read("home-address-ipv6") == f"HOME_IPV6_ADDRESS_1={A}\n"
-    assert names(vps.state / "watch") == {"1"}
+    assert vps.read("watch/0") == "nowhere: ::1\n"
     assert [event["event"] for event in vps.spooled()] == ["refused"]
     assert vps.run().returncode == 3
     assert len(vps.spooled()) == 1
+
+
+def test_another_home_without_an_address(vps: Vps) -> None:
+    """An INDEX that stands for another home now no longer leads to the old one."""
+    vps.homes(A).run()
+    vps.homes("::1").run()
+    assert vps.read("home-address-ipv6") == ""
+    assert vps.read("watch/0") == "nowhere: ::1\n"
 
 
 @pytest.mark.parametrize(("more", "status"), [("", 3), ("HOME_ALLOW_PRIVATE_0=1\n", 0)])
@@ -1077,7 +1086,7 @@ def test_conf_that_cannot_be_read(vps: Vps) -> None:
 def test_state_that_cannot_be_written(vps: Vps) -> None:
     vps.homes(A)
     vps.state.write_text("a file where the directory should be")
-    assert "cannot write the state" in error_of(vps.run())
+    assert "cannot read or write the state" in error_of(vps.run())
 
 
 def test_full_disk(vps: Vps) -> None:
@@ -1087,7 +1096,7 @@ def test_full_disk(vps: Vps) -> None:
     vps.homes(A, C)
     with disk_full_after(40):
         done = vps.run()
-    assert "cannot write the state" in error_of(done)
+    assert "cannot read or write the state" in error_of(done)
     assert {path: path.read_bytes() for path in vps.state.rglob("*") if path.is_file()} == before
     assert vps.run().returncode == 0
     assert vps.read("watch/1") == f"{C}\n"

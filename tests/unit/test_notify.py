@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import json
 from typing import Any
 
 import pytest
@@ -196,3 +197,58 @@ def test_damaged_messages_are_told_apart(damaged: Any) -> None:
     """deliver() drops what raises one of these, so that it does not block all that follows."""
     with pytest.raises((ValueError, KeyError, TypeError)):
         notify.mail(damaged, "root")
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_facts(event: str) -> None:
+    """The same keys for every event: who reads them need not ask which there are."""
+    told = notify.facts({**EVENTS[event], "label": "Fritz!Box\nat  home"}, FORWARDS)
+    assert told.keys() == notify.facts(EVENTS["changed"], []).keys()
+    assert told["subject"].isprintable()
+    assert told["forwards"] == ["tcp 44444", "udp 33333"]
+    assert (told["event"], told["time"]) == (event, int(AT))
+    assert told["since"] == (None if event == "changed" else int(SINCE))
+    assert told["new_address"] == EVENTS[event].get("new")
+    assert told["kept_address"] == EVENTS[event].get("kept")
+
+
+def test_environment_of_a_program() -> None:
+    """Promise 15: text only, every key there, and nothing that execve(2) cannot take."""
+    told = notify.facts({**EVENTS["changed"], "label": "a\0b $(id)"}, FORWARDS)
+    variables = notify.environment(told)
+    assert variables["HOME_DESCRIPTION"] == "ab $(id)"
+    assert variables["HOME_FORWARDS"] == "tcp 44444, udp 33333"
+    assert variables["HOME_REASON"] == ""
+    assert variables["HOME_TIME"] == str(int(AT))
+    assert "HOME" not in variables
+    assert all(isinstance(value, str) and "\0" not in value for value in variables.values())
+
+
+@pytest.mark.parametrize(
+    ("preset", "url", "target", "keys"),
+    [
+        ("json", "https://x.test/hook?a=b", "https://x.test/hook?a=b", None),
+        ("ntfy", "https://ntfy.test/topic", "https://ntfy.test/", {"topic", "title", "message"}),
+        (
+            "gotify",
+            "https://push.test/sub/",
+            "https://push.test/sub/message",
+            {"title", "message", "priority"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("token", [None, "s3cret"])
+def test_webhook_request(
+    preset: str, url: str, target: str, keys: set[str] | None, token: str | None
+) -> None:
+    """Promise 17: a token is in its header and nowhere else."""
+    told = notify.facts({**EVENTS["changed"], "label": "Küche"}, FORWARDS)
+    where, headers, content = notify.request(preset, url, token, told)
+    sent = json.loads(content)
+    assert where == target
+    assert sent.keys() == (keys or told.keys())
+    assert "Küche: moved from" in (sent.get("title") or sent["subject"])
+    assert headers.get("Authorization") == (token and f"Bearer {token}")
+    assert b"s3cret" not in content
+    if preset == "ntfy":
+        assert sent["topic"] == "topic"

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 import subprocess
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from unit_samples import RELAY, program
@@ -148,3 +152,91 @@ def test_unknown_home() -> None:
     done = run("udp", "6", "7:80", HOME_HOSTNAME_1="nas.test", HOME_IPV6_ADDRESS_7=ADDRESS)
     assert done.returncode == 75
     assert "no HOME_HOSTNAME_7" in done.stderr
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("address", "v6only", "listen", "taken"),
+    [
+        ("0.0.0.0", None, "4", True),
+        ("0.0.0.0", None, "46", True),
+        ("0.0.0.0", None, "6", False),
+        ("127.0.0.1", None, "4", True),
+        ("::", 1, "4", False),
+        ("::", 1, "6", True),
+        ("::", 1, "46", True),
+        ("::", 0, "4", True),
+        ("::", 0, "6", True),
+        ("::", 0, "46", True),
+    ],
+)
+def test_is_taken(
+    protocol: str, address: str, v6only: int | None, listen: str, taken: bool
+) -> None:
+    """A port is taken if the relay's own socket would clash with a program's that is there."""
+    family = socket.AF_INET if v6only is None else socket.AF_INET6
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as other:
+        if v6only is not None:
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+        other.bind((address, 0))
+        if protocol == "tcp":
+            other.listen()
+        port = other.getsockname()[1]
+        assert relay.is_taken(protocol, listen, port) is taken
+    assert not relay.is_taken(protocol, listen, port)
+
+
+def test_a_port_that_becomes_free_is_taken_over() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        threading.Timer(0.3, other.close).start()
+        started = time.monotonic()
+        assert relay.wait_for_port("tcp", "4", port)
+        assert 0.2 < time.monotonic() - started < 5
+
+
+def test_a_taken_port_is_given_up_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(relay, "PATIENCE", 0.2)
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        assert not relay.wait_for_port("tcp", "4", port)
+    assert capsys.readouterr().out.startswith(f"tcp port {port} is taken by another program")
+    assert relay.wait_for_port("tcp", "4", port)
+
+
+@pytest.mark.parametrize(
+    ("status", "printed", "said"),
+    [
+        ("0", "", ""),
+        ("75", "", ""),
+        (None, "", ""),
+        (
+            "98",
+            "",
+            "tcp port 80 is held by an unknown program; forwarding starts when it is free\n",
+        ),
+        (
+            "98",
+            'LISTEN 0 511 *:80 *:* users:(("nginx",pid=12,fd=6),("nginx",pid=7,fd=6))',
+            "tcp port 80 is held by nginx (pid 12), nginx (pid 7); forwarding starts when it is"
+            " free\n",
+        ),
+    ],
+)
+def test_port_holder(status: str | None, printed: str, said: str, tmp_path: Path) -> None:
+    """It speaks of a taken port, and of nothing else."""
+    path = tmp_path / "ss"
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}\nEND\n")
+    path.chmod(0o755)
+    done = subprocess.run(
+        [*program("/usr/local/lib/home-forwarder/port-holder"), "tcp", "0:80"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **({"EXIT_STATUS": status} if status else {})},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
