@@ -30,7 +30,10 @@ INSTALLED = (
 )
 """What a small VPS has from the start."""
 
-IN_STOCK = "socat postfix bsd-mailx nginx-light libnginx-mod-stream cloud-init"
+IN_STOCK = (
+    "socat postfix bsd-mailx nginx-light libnginx-mod-stream cloud-init"
+    " git python3-venv unattended-upgrades haproxy 6tunnel bind9-dnsutils"
+)
 """What apt can install in a clone, besides all that is installed already."""
 
 DNS_SERVER = "knot"

@@ -11,10 +11,11 @@ from pyinfra import host, logger, state
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 from pyinfra.facts.files import FileContents
-from pyinfra.operations import apt, dnf
+from pyinfra.operations import apt, dnf, server
 from pyinfra.operations.util.files import generate_color_diff
 
 from home_forwarder.compare import NO_CHANGES, Changes, compare
+from home_forwarder.nginx_service import DROP_IN, HOLD, PACKAGE, RELEASE
 from home_forwarder.plan import STATE, File, Link, Plan
 from operations.facts import REMOTE, before, observe
 
@@ -22,15 +23,28 @@ Commands = Generator[StringCommand, None, None]
 
 SHOWN = 8
 """Names said of a longer list."""
+RPM_NAMES = {"libnginx-mod-stream": "nginx-mod-stream"}
+"""What a package of the plan is called where packages are RPMs, if not the same."""
 
 
-def install_packages(name: str, packages: Iterable[str]) -> OperationMeta | None:
+def install_packages(name: str, packages: Iterable[str]) -> None:
     """Install what is missing with the distribution's package manager; no command if nothing is."""
-    seen = before()
-    missing = [package for package in packages if package not in seen.packages]
-    if not missing:
-        return None
-    if "apt-get" in seen.manager:
+    missing = [package for package in packages if package not in before().packages]
+    if PACKAGE in missing:
+        server.shell(name="Keep nginx.service from starting", commands=[HOLD])
+    if missing:
+        _install(name, missing)
+    leave_nginx_service_disabled(PACKAGE in missing)
+
+
+def leave_nginx_service_disabled(just_installed: bool = False) -> None:
+    """After nginx was installed, by this run or by an earlier one that was cut off."""
+    if just_installed or DROP_IN in before().files:
+        server.shell(name="Leave nginx.service disabled", commands=[RELEASE])
+
+
+def _install(name: str, missing: list[str]) -> OperationMeta:
+    if "apt-get" in before().manager:
         return apt.packages(
             name=name,
             packages=missing,
@@ -39,7 +53,7 @@ def install_packages(name: str, packages: Iterable[str]) -> OperationMeta | None
             # A new server is often busy with its own upgrades.
             extra_install_args="-o DPkg::Lock::Timeout=120",
         )
-    return dnf.packages(name=name, packages=missing)
+    return dnf.packages(name=name, packages=[RPM_NAMES.get(each, each) for each in missing])
 
 
 @operation()
@@ -152,16 +166,22 @@ def _program(name: str, job: object) -> StringCommand:
 
 
 def _announce(verb: str, names: Iterable[str]) -> None:
-    """Before a deploy: what it is going to do, for --dry and for the question that follows."""
+    """What a deploy is going to do, for --dry and for the question that follows."""
     names = list(names)
-    if not names or state.is_executing:
+    if not names or _was_said():
         return
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     host.log(f"Will {verb}: {', '.join(names[:SHOWN])}{more}", logger.info)
 
 
+def _was_said() -> bool:
+    """An operation is looked at while a deploy is prepared, unless -y skips that, and once more when
+    it is carried out."""
+    return bool(state.is_executing and state.should_check_for_changes())
+
+
 def _show_diffs(entries: Iterable[File | Link]) -> None:
-    if state.is_executing or not state.config.DIFF:
+    if not state.config.DIFF or _was_said():
         return
     for entry in entries:
         if isinstance(entry, Link):
