@@ -21,13 +21,34 @@ homes = [
 #   target_port      at home, of a range the first; the same as port if left out
 #   listen           "46" IPv4 and IPv6 (if left out), "4" or "6" one of them
 #   idle_timeout     seconds without traffic until a connection ends; TCP 7440, UDP 300 if left out
-#   max_connections  at the same time, or UDP peers; 1024 if left out
+#   max_connections  at the same time, or UDP peers; 1024 if left out. One more waits with socat, and
+#                    is turned away at once with nginx
+#   relay            "socat" (if left out) or "nginx", the program that forwards. For UDP with more than
+#                    one client take nginx: with socat, clients that begin at the same moment get each
+#                    other's answers, or none
+#   proxy_protocol   True, with nginx and TCP: the home is told the client's address, by a line before
+#                    all else that its server must expect (PROXY protocol); False if left out
 forwards = [
     {"home": "fritzbox", "protocol": "tcp", "port": 44444},
     {"home": "nas", "protocol": "udp", "port": 33333},
 ]
 
-# Who gets a mail when an address changes, through the VPS's own mail server. Leave out for none.
+# Who is told when an address changes, and how: mails, a webhook, a program, or several of them; nobody
+# if left out. docs/notifications.md has examples. A key ending in _file names a file of mode 600 on the
+# machine that you deploy from, with a secret as its only line. On the VPS only root can read it.
+#   mail_to    a local user or an address, several with commas between
+#   mail_from  the sender's address; root@ and the VPS's name if left out
+#   smtp       the server that takes the mails; the VPS's own one if left out
+#       host           "localhost" if left out
+#       security       "starttls" (if left out), "tls", or "none" (if left out for localhost)
+#       port           587 with starttls, 465 with tls, 25 with none if left out
+#       user, password_file   the login, if the server wants one
+#   sendmail   True: hand the mails to /usr/sbin/sendmail, without a server; False if left out
+#   webhook    a server that gets a POST of JSON for each message
+#       url            or, for one that is secret, url_file
+#       preset         "json" (if left out), "ntfy" or "gotify"
+#       token_file     the token, if the server wants one
+#   program    the path of a program of your own on the VPS, run with HOME_EVENT and its like set
 # notify = {"mail_to": "root"}
 
 # Seconds between two look-ups of the homes.
@@ -35,6 +56,14 @@ check_interval = 60
 
 # Seconds without a good answer until a home is reported as unresolved.
 unresolved_after = 1800
+
+# What cloud_init.py adds at the first boot of a new VPS; a deploy does not read it.
+#   operator          a user for pyinfra, who may use sudo and has no password; none if left out
+#   ssh_keys          public keys of who may log in as the operator, or as root if there is none
+#   security_updates  True: the VPS installs security updates by itself; False if left out
+#   hostname          what the VPS calls itself; the provider's choice if left out
+#   timezone          such as "Europe/Berlin"; the image's, mostly UTC, if left out
+# first_boot = {"operator": "operator", "ssh_keys": ["ssh-ed25519 AAAA... me@laptop"]}
 
 # False: do not look the homes up from here before a deploy.
 preflight = True

@@ -63,6 +63,9 @@ class PortRange:
     def __len__(self) -> int:
         return self.last - self.first + 1
 
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}" if len(self) > 1 else str(self.first)
+
 
 @dataclass(frozen=True)
 class Secret:

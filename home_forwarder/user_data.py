@@ -12,13 +12,13 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from home_forwarder.config import Config, Forward
 from home_forwarder.nginx_service import HOLD, PACKAGE, RELEASE
-from home_forwarder.plan import UNITS, File, Plan, make_plan
+from home_forwarder.plan import UNITS, File, make_plan
 from home_forwarder.render import PROJECT, render
 
 LOG = "/var/log/home-forwarder-boot.log"
@@ -71,11 +71,12 @@ def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
     """User-data with everything inside.
 
     host: the VPS's name in the inventory.
-    secrets: paths of the secret files that may be in it.
+    secrets: names of the secrets that may be in it.
     Raises: Refused.
     """
     plan = make_plan(config)
-    _check_secrets(plan, secrets)
+    better = "leave it out of this host's data now, and deploy it with pyinfra when the VPS is up"
+    _check_secrets({file.path: better for file in plan.files if file.secret}, secrets)
     job: dict[str, object] = {
         "host": host,
         "packages": [*plan.packages, *_extra_packages(config)],
@@ -178,14 +179,18 @@ def _line(forward: Forward, config: Config) -> str:
 # ---- What must not be in it ------------------------------------------------------------------
 
 
-def _check_secrets(plan: Plan, allowed: Collection[str]) -> None:
-    for file in plan.files:
-        if getattr(file, "secret", False) and file.path not in allowed:
+def _check_secrets(secrets: Mapping[str, str], allowed: Collection[str]) -> None:
+    """secrets: the name of each that would be inside, and what is better."""
+    for name in allowed:
+        if name not in secrets:
+            there = ", ".join(secrets) or "it has none"
+            raise Refused(f"--with-secret: {name!r} is no secret of this host ({there})")
+    for name, better in secrets.items():
+        if name not in allowed:
             raise Refused(
-                f"{file.path} holds a secret, and on many clouds every process of a server can read"
-                " its user-data. Better: leave it out of this host's data now, and deploy it with"
-                " pyinfra when the VPS is up. If you want it inside all the same:"
-                f" --with-secret {file.path}"
+                f"{name} holds a secret, and on many clouds every process of a server can read its"
+                f" user-data. Better: {better}. If you want it inside all the same:"
+                f" --with-secret {name}"
             )
 
 
@@ -208,12 +213,8 @@ def _check_pull(pull: Pull, allowed: Collection[str]) -> None:
         )
     if pull.branch and not re.fullmatch(r"(?!-)[A-Za-z0-9._/-]{1,200}", pull.branch):
         raise Refused(f"{pull.branch!r} is not the name of a branch")
-    if (url.username or url.password) and "url" not in allowed:
-        raise Refused(
-            "the URL holds a password or token, and on many clouds every process of a server can"
-            " read its user-data. Better: a repository that is readable without one, or no --pull."
-            " If you want it inside all the same: --with-secret url"
-        )
+    better = "a repository that can be read without a password or token, or no --pull"
+    _check_secrets({"url": better} if url.username or url.password else {}, allowed)
 
 
 # ---- How large it is -------------------------------------------------------------------------
@@ -236,4 +237,6 @@ def sizes(text: str) -> list[str]:
         else:
             fits = "no"
         lines.append(f"  {limit.provider:32} {limit.bytes:7} bytes  {fits}")
+    if plain > LIMITS[0].bytes:
+        lines.append("Where it does not fit, pull mode (--pull) does.")
     return lines

@@ -13,6 +13,7 @@ from lab.lab import Lab
 
 PROJECT = Path(__file__).resolve().parent.parent
 LINKED = (
+    "cloud_init.py",
     "config.py",
     "deploy.py",
     "undeploy.py",

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import resource
+import selectors
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Ask = Callable[[str, int], str]
 
@@ -54,3 +57,69 @@ def ask_until(ask: Ask, address: str, port: int, expected: str, seconds: float =
             last = error
         time.sleep(0.02)
     raise TimeoutError(f"no answer with {expected!r} within {seconds} s; the last was: {last!r}")
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What a crowd of UDP clients got.
+
+    + clients: how many there were
+    + answered: how many got their own answer
+    + misled: how many got an answer to another one's datagram
+    """
+
+    clients: int
+    answered: int
+    misled: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.answered} of {self.clients} got their own answer,"
+            f" {self.misled} got one that was another's"
+        )
+
+
+def udp_crowd(address: str, port: int, clients: int, per_second: float = 0) -> Crowd:
+    """Clients that send one datagram each, and wait SECONDS for answers after the last one has.
+
+    + per_second: how many of them begin in a second; by default all at the same moment
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sockets = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(clients)]
+    answers: list[set[str]] = [set() for _ in range(clients)]
+    with selectors.DefaultSelector() as selector:
+        for number, each in enumerate(sockets):
+            each.connect((address, port))
+            each.setblocking(False)
+            selector.register(each, selectors.EVENT_READ, number)
+
+        def receive(seconds: float) -> None:
+            for key, _ in selector.select(seconds):
+                try:
+                    answers[key.data].add(sockets[key.data].recv(200).decode().split()[-1])
+                except OSError:  # told by ICMP that nobody listens
+                    continue
+
+        started = time.monotonic()
+        for number, each in enumerate(sockets):
+            due = started + (number / per_second if per_second else 0)
+            while (wait := due - time.monotonic()) > 0:
+                receive(wait)
+            try:
+                each.send(f"client-{number}".encode())
+            except OSError:
+                continue
+        deadline = time.monotonic() + SECONDS
+        while (left := deadline - time.monotonic()) > 0 and not all(answers):
+            receive(left)
+        receive(0.2)  # answers that nobody should get any more
+    for each in sockets:
+        each.close()
+    own = [f"client-{number}" for number in range(clients)]
+    return Crowd(
+        clients=clients,
+        answered=sum(each in got for each, got in zip(own, answers, strict=True)),
+        misled=sum(bool(got - {each}) for each, got in zip(own, answers, strict=True)),
+    )

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from home_forwarder.config import Config, DataError
@@ -22,7 +22,7 @@ EXAMPLES = """
 examples:
   python cloud_init.py vps1                              look at it
   python cloud_init.py vps1 -o user-data.yml             give this file to the provider
-  python cloud_init.py vps1 -o user-data.gz --gzip       for AWS, if the text is too long
+  python cloud_init.py vps1 -o user-data.gz --gzip       compressed, for providers that take bytes
   python cloud_init.py vps1 --check                      with cloud-init's own checker
   python cloud_init.py vps1 --pull https://git.example.net/me/home-forwarder.git \\
       --commit "$(git rev-parse HEAD)"                   the VPS deploys itself, once
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(lines: object) -> int:
-    print(*lines, sep="\n", file=sys.stderr)  # type: ignore[misc]
+def _say(lines: Iterable[str]) -> int:
+    print(*lines, sep="\n", file=sys.stderr)
     return 1
 
 
@@ -65,7 +65,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("host", metavar="HOST", help="its name in the inventory")
     parser.add_argument("-o", "--output", metavar="FILE", help="write it to FILE (mode 0600)")
-    parser.add_argument("--gzip", action="store_true", help="compressed as a whole; AWS takes that")
+    parser.add_argument(
+        "--gzip", action="store_true", help="compressed as a whole, for providers that take bytes"
+    )
     parser.add_argument(
         "--check", action="store_true", help="print nothing; let cloud-init check it, if it is here"
     )

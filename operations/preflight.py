@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Before anything is changed: what DNS says of the homes, as seen from the operator's side."""
+"""Before anything is changed: what DNS says of the homes, as seen from the operator's side, and what
+is allowed but may surprise."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ SECONDS = 5.0
 """For all look-ups together, since they are made at the same time."""
 LONG_TTL = 300
 """Seconds: so long may resolvers keep the old address after a change."""
+SHOWN = 8
+"""Forwards named in one warning."""
 
 Records = tuple[list[str], int] | str
 """Addresses and their TTL in seconds, or why there are none."""
@@ -42,6 +45,30 @@ def warn_about_names(config: Config, own_addresses: Iterable[str]) -> None:
     for home in config.homes:
         for warning in warnings(home, _answers.get(home.hostname, ([home.hostname], 0)), own):
             host.log_styled(f"{home.name}: {warning}", fg="yellow", log_func=logger.warning)
+
+
+def warn_about_relays(config: Config) -> None:
+    """Warn about forwards whose relay may be the wrong one for them."""
+    warning = warning_of_crowds(config)
+    if warning:
+        host.log_styled(warning, fg="yellow", log_func=logger.warning)
+
+
+def warning_of_crowds(config: Config) -> str | None:
+    """What socat means for UDP, in one line; None if no forward is concerned."""
+    names = [
+        f"udp {forward.port} to {forward.home}"
+        for forward in config.forwards
+        if (forward.protocol, forward.relay) == ("udp", "socat")
+    ]
+    if not names:
+        return None
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (
+        f"{', '.join(names[:SHOWN])}{more}: socat serves one UDP client well; of several that begin at"
+        " the same moment some get another's answers or none. For more than one client write"
+        ' "relay": "nginx"'
+    )
 
 
 def warnings(home: Home, records: Records, own: list[tuple[int, int]]) -> Iterable[str]:

@@ -23,10 +23,12 @@ PLACES = (
     f"{UNITS}/home-*",
     f"{UNITS}/*.wants/home-*",
     f"{UNITS}/home-*.d/*",
+    f"{UNITS}/nginx.service.d/home-forwarder.conf",
     "/usr/local/bin/home-*",
     "/usr/local/lib/home-forwarder/*",
 )
-PACKAGES = ("python3", "socat", "ca-certificates")
+PACKAGES = ("python3", "socat", "ca-certificates", "nginx", "libnginx-mod-stream")
+OF_RPM = {"libnginx-mod-stream": "nginx-mod-stream"}  # RPM_NAMES in operations/system.py
 PROPERTIES = (
     "Id",
     "LoadState",
@@ -128,7 +130,9 @@ def packages():
     names = output("dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package}\n", *PACKAGES)
     if names:
         return [line.split()[1] for line in names.splitlines() if line.startswith("installed ")]
-    return output("rpm", "-q", "--qf", "%{NAME}\n", *PACKAGES).split()
+    wanted = {OF_RPM.get(name, name): name for name in PACKAGES}
+    found = output("rpm", "-q", "--qf", "%{NAME}\n", *wanted).split()
+    return [wanted[name] for name in found if name in wanted]
 
 
 def addresses():

@@ -25,7 +25,7 @@ import runpy
 def _here(hosts):
     found = [host for host in hosts if (host[0] if isinstance(host, tuple) else host) == {host!r}]
     data = dict(found[0][1]) if found and isinstance(found[0], tuple) else {{}}
-    data = {{key: value for key, value in data.items() if not key.startswith("_su")}}
+    data = {{key: value for key, value in data.items() if not key.startswith(("_su", "_doas"))}}
     return [("@local", data)] if found else []
 
 for _name, _group in runpy.run_path({inventory!r}).items():

@@ -9,17 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_samples import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, disable_nginx_service, home_data
 
+from home_forwarder.plan import NGINX_PACKAGES
 from lab import Lab, LabError, check_prerequisites
 from lab.checkout import Checkout
 from lab.vps import Vps
 
 RELEASES = ("bookworm", "trixie")
+RELAYS = ("socat", "nginx")
+
+
+def is_wanted(item: pytest.Item) -> bool:
+    """Does a test run with this pair of release and relay?
+
+    With nginx on the newest release only, since that takes minutes and what differs between releases
+    is mostly systemd; `@pytest.mark.relays(everywhere=True)` is for what may differ in nginx itself.
+    """
+    chosen = getattr(item, "callspec", None)
+    relay = chosen.params.get("relay") if chosen else None
+    if relay is None:
+        return True
+    marker = item.get_closest_marker("relays")
+    if marker and marker.args:
+        return relay in marker.args
+    everywhere = marker and marker.kwargs.get("everywhere")
+    return bool(everywhere) or (chosen.params.get("release"), relay) != (RELEASES[0], "nginx")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where no lab can run, say so once for each test; in CI that is a failure."""
+    """Leave out what is not wanted. Where no lab can run, say so once for each test; in CI that is
+    a failure."""
+    items[:] = filter(is_wanted, items)
     try:
         check_prerequisites()
     except LabError as error:
@@ -34,6 +55,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def release(request: pytest.FixtureRequest) -> str:
     """The Debian release of the VPSes."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session", params=RELAYS)
+def relay(request: pytest.FixtureRequest) -> str:
+    """What the forwards of `standard` are made of."""
+    return str(request.param)
+
+
+@pytest.fixture
+def standard(relay: str) -> list[dict[str, Any]]:
+    """The forwards of STANDARD, with this test's relay."""
+    return [{**forward, "relay": relay} for forward in STANDARD]
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +89,15 @@ def true_dns(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def vps(lab: Lab, release: str, request: pytest.FixtureRequest) -> Iterator[Vps]:
-    """A fresh VPS with socat in place, so that a deploy takes a second.
+    """A fresh VPS with its relay's packages in place, so that a deploy takes a second.
 
     The marker `vps(...)` gives other arguments to Lab.add_vps.
     """
+    options: dict[str, Any] = {"packages": ["socat"]}
+    if "relay" in request.fixturenames and request.getfixturevalue("relay") == "nginx":
+        options = {"packages": ["socat", *NGINX_PACKAGES], "prepare": disable_nginx_service}
     marker = request.node.get_closest_marker("vps")
-    options: dict[str, Any] = {"packages": ["socat"], **(marker.kwargs if marker else {})}
+    options.update(marker.kwargs if marker else {})
     vps = lab.add_vps("vps1", release, **options)
     yield vps
     lab.remove_vps("vps1")
@@ -74,9 +110,9 @@ def checkout(lab: Lab, tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture
-def deployed(lab: Lab, vps: Vps, checkout: Checkout) -> Checkout:
+def deployed(lab: Lab, vps: Vps, checkout: Checkout, standard: list[dict[str, Any]]) -> Checkout:
     """A VPS that forwards TCP and UDP to home0, and TCP to home1."""
-    checkout.declare(home_data(lab), STANDARD, check_interval=3600)
+    checkout.declare(home_data(lab), standard, check_interval=3600)
     checkout.deploy()
     return checkout
 

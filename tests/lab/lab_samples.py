@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Data that lab tests declare."""
+"""What lab tests declare, and what they begin with."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lab import Lab
@@ -23,3 +24,8 @@ def home_data(lab: Lab, *, count: int = 2) -> list[dict[str, Any]]:
         {"name": name, "hostname": home.hostname, "description": f"The home {name}"}
         for name, home in list(lab.home.items())[:count]
     ]
+
+
+def disable_nginx_service(root: Path) -> None:
+    """As it is where a deploy has installed nginx."""
+    (root / "etc/systemd/system/multi-user.target.wants/nginx.service").unlink()

@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from lab_samples import STANDARD, TCP, UDP, home_data
@@ -46,6 +47,7 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.relays(everywhere=True)
 def test_a_moved_home_is_followed(lab: Lab, vps: Vps, deployed: Checkout) -> None:
     """Promises 5 and 6: only its own connections end, and new ones reach the new address at once."""
     home = lab.home["home0"]
@@ -60,9 +62,11 @@ def test_a_moved_home_is_followed(lab: Lab, vps: Vps, deployed: Checkout) -> Non
     assert f"HOME_IPV6_ADDRESS_0={home.address}\n" in known(vps)
 
 
-def test_the_timer_follows_by_itself(lab: Lab, vps: Vps, checkout: Checkout) -> None:
+def test_the_timer_follows_by_itself(
+    lab: Lab, vps: Vps, checkout: Checkout, standard: list[dict[str, Any]]
+) -> None:
     """Nobody calls the resolver; check_interval is kept."""
-    checkout.declare(home_data(lab), STANDARD, check_interval=10)
+    checkout.declare(home_data(lab), standard, check_interval=10)
     checkout.deploy()
     home = lab.home["home0"]
     home.move()
@@ -94,6 +98,7 @@ def test_connecting_needs_no_dns(lab: Lab, vps: Vps, deployed: Checkout) -> None
     assert lab.dns.queries() == 0
 
 
+@pytest.mark.relays("socat")
 def test_64_homes_and_a_dns_that_never_answers(lab: Lab, vps: Vps, deployed: Checkout) -> None:
     """Promise 8, by the clock of the VPS."""
     names = "".join(f"HOME_HOSTNAME_{n}=h{n}.home.example\n" for n in range(64))
@@ -267,6 +272,7 @@ def test_no_fault_drops_a_connection(
     assert [name for name, dropped, kept, _ in rows if dropped or not kept] == []
 
 
+@pytest.mark.relays("socat")
 def test_disk_full_keeps_everything(lab: Lab, vps: Vps, deployed: Checkout) -> None:
     """Promise 7: a home moves while nothing can be written; when it can, it is followed."""
     vps.run(

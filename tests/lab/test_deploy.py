@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Any
 
 import pytest
 from lab_samples import STANDARD, TCP, UDP, home_data
@@ -26,10 +27,13 @@ def started_at(vps: Vps, unit: str) -> str:
     return vps.run(["systemctl", "show", "-P", "ExecMainStartTimestampMonotonic", unit]).stdout
 
 
-@pytest.mark.vps(packages=[])
-def test_first_deploy_forwards(lab: Lab, vps: Vps, checkout: Checkout) -> None:
+@pytest.mark.vps(packages=[], prepare=None)
+@pytest.mark.relays(everywhere=True)
+def test_first_deploy_forwards(
+    lab: Lab, vps: Vps, checkout: Checkout, standard: list[dict[str, Any]]
+) -> None:
     """From an empty VPS to an IPv4-only client that reaches an IPv6-only home."""
-    checkout.declare(home_data(lab), STANDARD)
+    checkout.declare(home_data(lab), standard)
     checkout.deploy()
     with lab.inside("client"):
         assert ask_tcp(vps.ipv4, TCP) == f"home0 {lab.home['home0'].address}"
@@ -69,14 +73,16 @@ def test_remote_commands_do_not_grow(lab: Lab, vps: Vps, checkout: Checkout, por
     assert len(sessions) == 3
 
 
-def test_changed_settings_restart_that_forward_only(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_changed_settings_restart_that_forward_only(
+    lab: Lab, vps: Vps, deployed: Checkout, standard: list[dict[str, Any]]
+) -> None:
     """Promises 5 and 10: an open connection of another forward survives."""
     changed_unit = "home-tcpforwarder-46-to-6@1:8001.service"
     before = started_at(vps, changed_unit)
     with lab.inside("client"):
         connection = socket.create_connection((vps.ipv4, TCP), timeout=5)
         whoami(connection)
-    forwards = [*STANDARD[:2], {**STANDARD[2], "idle_timeout": 60}]
+    forwards = [*standard[:2], {**standard[2], "idle_timeout": 60}]
     deployed.declare(
         [{**home, "description": "renamed"} for home in home_data(lab)],
         forwards,
@@ -85,16 +91,20 @@ def test_changed_settings_restart_that_forward_only(lab: Lab, vps: Vps, deployed
     deployed.deploy()
     assert whoami(connection) == f"home0 {lab.home['home0'].address}"
     assert started_at(vps, changed_unit) != before
-    assert "-T 60 " in vps.run("pgrep -af 'socat.*:8001'").stdout
+    pid = vps.run(["systemctl", "show", "-P", "MainPID", changed_unit]).stdout.strip()
+    told = vps.run(f"tr '\\0' ' ' </proc/{pid}/cmdline; cat /proc/{pid}/fd/0").stdout
+    assert ("-T 60 " in told) or ("proxy_timeout 60s;" in told)
     assert changed(deployed.deploy().stderr) == []
 
 
-def test_undeclared_is_removed(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_undeclared_is_removed(
+    lab: Lab, vps: Vps, deployed: Checkout, standard: list[dict[str, Any]]
+) -> None:
     """Promise 9: forwards and homes that are gone, and what an admin added by hand."""
     vps.run("systemctl enable --now home-tcpforwarder@1:8002")
     with lab.inside("client"):
         ask_until(ask_tcp, vps.ipv4, 8002, "home1 ")
-    deployed.declare(home_data(lab, count=1), STANDARD[:1])
+    deployed.declare(home_data(lab, count=1), standard[:1])
     dry = deployed.pyinfra("inventory.py", "deploy.py", "--dry").stderr
     assert "home-tcpforwarder@1:8002.service" in dry
     assert "home-udpforwarder@0:33333.service" in dry
@@ -107,17 +117,16 @@ def test_undeclared_is_removed(lab: Lab, vps: Vps, deployed: Checkout) -> None:
         ask_tcp(vps.ipv4, TCP)
 
 
-def test_listen_chooses_the_families(lab: Lab, vps: Vps, checkout: Checkout) -> None:
+@pytest.mark.relays(everywhere=True)
+def test_listen_chooses_the_families(lab: Lab, vps: Vps, checkout: Checkout, relay: str) -> None:
     """listen: "4", "6", one each to different homes on one port, and back to both."""
-    checkout.declare(
-        home_data(lab),
-        [
-            {"home": "home0", "protocol": "tcp", "port": 8001, "listen": "4"},
-            {"home": "home1", "protocol": "tcp", "port": 8001, "listen": "6"},
-            {"home": "home0", "protocol": "udp", "port": 8001, "listen": "4"},
-            {"home": "home0", "protocol": "udp", "port": 8002, "listen": "6"},
-        ],
-    )
+    forwards = [
+        {"home": "home0", "protocol": "tcp", "port": 8001, "listen": "4"},
+        {"home": "home1", "protocol": "tcp", "port": 8001, "listen": "6"},
+        {"home": "home0", "protocol": "udp", "port": 8001, "listen": "4"},
+        {"home": "home0", "protocol": "udp", "port": 8002, "listen": "6"},
+    ]
+    checkout.declare(home_data(lab), [{**forward, "relay": relay} for forward in forwards])
     checkout.deploy()
     with lab.inside("client6"):
         assert ask_tcp(vps.ipv4, 8001).startswith("home0 ")
@@ -129,13 +138,11 @@ def test_listen_chooses_the_families(lab: Lab, vps: Vps, checkout: Checkout) -> 
         with pytest.raises(OSError):
             ask_udp(vps.ipv4, 8002)
     assert changed(checkout.deploy().stderr) == []
-    checkout.declare(
-        home_data(lab),
-        [
-            {"home": "home0", "protocol": "tcp", "port": 8001, "listen": "46"},
-            {"home": "home0", "protocol": "udp", "port": "8001-8003", "target_port": 8004},
-        ],
-    )
+    forwards = [
+        {"home": "home0", "protocol": "tcp", "port": 8001, "listen": "46"},
+        {"home": "home0", "protocol": "udp", "port": "8001-8003", "target_port": 8004},
+    ]
+    checkout.declare(home_data(lab), [{**forward, "relay": relay} for forward in forwards])
     checkout.deploy()
     with lab.inside("client6"):
         for address in (vps.ipv4, vps.ipv6):
@@ -212,6 +219,7 @@ def test_no_systemd(lab: Lab, vps: Vps, checkout: Checkout) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.relays("socat")
 def test_diff_shows_what_changes(lab: Lab, deployed: Checkout) -> None:
     """--dry --diff: the lines that change, and which forward restarts; nothing is changed."""
     deployed.declare(home_data(lab), [*STANDARD[:2], {**STANDARD[2], "max_connections": 7}])

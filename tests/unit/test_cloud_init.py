@@ -125,6 +125,96 @@ def test_nothing_of_it_is_taken_for_the_plans(text: str) -> None:
     assert [unit for unit in units if re.match(OWNED_UNITS, unit)] == []
 
 
+# ---- The first boot --------------------------------------------------------------------------
+
+
+class Boot:
+    """operations/remote/first_boot.py with its files in a directory, and its commands listed."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        self.commands: list[str] = []
+        self.broken: set[str] = set()
+        self.said: list[str] = []
+        source = (REPO / "operations/remote/first_boot.py").read_text()
+        assert source.endswith("\nmain()\n")
+        self.names: dict[str, Any] = {}
+        exec(compile(source[: -len("main()\n")], "first_boot.py", "exec"), self.names)  # noqa: S102
+        self.note, self.conf = directory / "note", directory / "conf"
+        (directory / "job").write_text(files(text)[f"{DIRECTORY}/job"]["content"])
+        self.names |= {
+            "JOB": str(directory / "job"),
+            "NOTE": str(self.note),
+            "CONF": str(self.conf),
+            "PAUSES": (0,),
+            "is_installed": lambda package: True,
+            "run": self.run,
+            "say": self.said.append,
+        }
+
+    def run(self, command: list[str], input: str | None = None, name: str = "") -> str:
+        name = name or " ".join(command)
+        self.commands.append(name)
+        if name in self.broken:
+            raise self.names["Failed"](f"{name} failed")
+        return "fine"
+
+    def work(self) -> bool:
+        return bool(self.names["work"]())
+
+
+WRITING, STARTING = "writing the files", "starting the units"
+
+
+@pytest.mark.parametrize(
+    ("note", "conf", "acts"),
+    [
+        ("", False, True),
+        ("begun", True, True),  # cut off while it was writing
+        ("", True, False),  # somebody has deployed with pyinfra while a mirror was away
+        ("done", True, False),  # the provider calls it a new instance
+        ("done", False, False),  # and everything has been undeployed
+    ],
+)
+def test_what_was_deployed_later_stays(tmp_path: Path, note: str, conf: bool, acts: bool) -> None:
+    boot = Boot(tmp_path, ALL["baked"])
+    if note:
+        boot.note.write_text(note)
+    if conf:
+        boot.conf.touch()
+    assert boot.work()
+    assert (WRITING in boot.commands) == acts
+    assert boot.note.read_text() == "done"
+
+
+def test_no_room_to_write(tmp_path: Path) -> None:
+    """Not done, so the next boot tries again."""
+    boot = Boot(tmp_path, ALL["baked"])
+    boot.broken.add(WRITING)
+    with pytest.raises(boot.names["Failed"]):
+        boot.work()
+    assert STARTING not in boot.commands
+    assert boot.note.read_text() == "begun"
+
+
+def test_a_unit_that_does_not_start_is_told(tmp_path: Path) -> None:
+    """The others start; nothing is written a second time at the next boot."""
+    boot = Boot(tmp_path, ALL["baked"])
+    boot.broken.add(STARTING)
+    assert not boot.work()
+    assert f"{STARTING} failed" in boot.said
+    assert boot.commands[-1] == "all forwards"
+    assert boot.note.read_text() == "done"
+
+
+def test_a_pull_goes_before_its_timer(tmp_path: Path) -> None:
+    boot = Boot(tmp_path, ALL["follow"])
+    assert boot.work()
+    assert boot.commands == [
+        "/opt/home-forwarder/pull",
+        "systemctl enable --now home-forwarder-pull.timer",
+    ]
+
+
 # ---- Size ------------------------------------------------------------------------------------
 
 

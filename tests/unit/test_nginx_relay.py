@@ -117,6 +117,19 @@ def test_settings_that_no_relay_can_keep(protocol: str, settings: dict[str, str]
     assert done.stderr.startswith("FORWARD_RELAY is socat or nginx")
 
 
+def test_nginx_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where an admin writes FORWARD_RELAY=nginx by hand: what to do, and no traceback."""
+    monkeypatch.setattr(relay, "NGINX", ["/nonexistent/nginx"])
+    monkeypatch.setattr("sys.argv", ["relay", "tcp", "46", "0:80"])
+    monkeypatch.setenv("HOME_HOSTNAME_0", "nas.test")
+    monkeypatch.setenv("HOME_IPV6_ADDRESS_0", ADDRESS)
+    monkeypatch.setenv("FORWARD_RELAY", "nginx")
+    assert relay.main() == 2
+    assert "apt-get install nginx libnginx-mod-stream" in capsys.readouterr().out
+
+
 # ---- Data and plan ---------------------------------------------------------------------------
 
 
