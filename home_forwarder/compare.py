@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -134,7 +133,7 @@ def _same(entry: File | Link, seen: Mapping[str, Any] | None) -> bool:
     if isinstance(entry, Link):
         return bool(seen.get("target") == entry.target)
     return (
-        seen.get("sha256") == hashlib.sha256(entry.content.encode()).hexdigest()
+        entry.has_content(seen.get("sha256", ""))
         and seen["mode"] == entry.mode
         and seen["owner"] == entry.owner
         and seen["group"] == entry.group

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 
 from home_forwarder.config import Config, Forward, Notify, Secret
 from home_forwarder.nginx_service import DROP_IN
-from home_forwarder.render import program, render
+from home_forwarder.render import program, render, without_comments
 
 UNITS = "/etc/systemd/system"
 STATE = "/var/lib/home-forwarder"
 SECRETS = "/etc/home-forwarder"
 PROGRAMS = (
     "/usr/local/bin/home-address-update",
-    "/usr/local/lib/home-forwarder/notify",
     "/usr/local/lib/home-forwarder/port-holder",
     "/usr/local/lib/home-forwarder/relay",
 )
+NOTIFY = "/usr/local/lib/home-forwarder/notify"
 PACKAGES = ("python3", "socat")
 NGINX_PACKAGES = ("nginx", "libnginx-mod-stream")
 """As Debian calls them; operations/system.py has the names of others."""
@@ -66,6 +66,13 @@ class File:
     group: str = "root"
     secret: bool = False
     """Its content is shown to nobody."""
+    compact: str = field(default="", repr=False)
+    """Another content that is as good: the same program without its comments, for user-data."""
+
+    def has_content(self, sha256: str) -> bool:
+        """Is that (in hexadecimal digits) the digest of what the file must hold?"""
+        contents = [self.content, self.compact] if self.compact else [self.content]
+        return sha256 in [hashlib.sha256(each.encode()).hexdigest() for each in contents]
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ def _unit_file(unit: str, paths: set[str]) -> str:
 def _common_files(config: Config) -> Iterator[File]:
     """What every VPS has, whatever it forwards."""
     for path in PROGRAMS:
-        yield File(path, program(path), mode="755")
+        yield _program(path)
     yield File(
         "/etc/home-forwarder.conf",
         render(
@@ -205,18 +212,19 @@ def _common_files(config: Config) -> Iterator[File]:
 
 
 def _notifiers(notify: Notify | None) -> dict[str, str]:
-    """The units that send, without their suffix, and the way of each.
-
-    The one for mails is always there: an admin may write SEND_MAILS_TO into the conf file by hand.
-    """
+    """The units that send, without their suffix, and the way of each."""
+    if notify is None:
+        return {}
     return {
-        "home-notifier": "mail",
-        **({"home-notifier-webhook": "webhook"} if notify and notify.webhook else {}),
-        **({"home-notifier-program": "program"} if notify and notify.program else {}),
+        **({"home-notifier": "mail"} if notify.mail_to else {}),
+        **({"home-notifier-webhook": "webhook"} if notify.webhook else {}),
+        **({"home-notifier-program": "program"} if notify.program else {}),
     }
 
 
 def _notify_files(notify: Notify | None) -> Iterator[File]:
+    if notify is not None:
+        yield _program(NOTIFY)
     for name, way in _notifiers(notify).items():
         secrets = _secrets(notify, way)
         for secret, content in secrets.items():
@@ -276,6 +284,11 @@ def _trust(notify: Notify | None) -> tuple[str, ...]:
 def _relay_packages(config: Config) -> tuple[str, ...]:
     """What other relays than socat need."""
     return NGINX_PACKAGES if any(each.relay == "nginx" for each in config.forwards) else ()
+
+
+def _program(path: str) -> File:
+    source = program(path)
+    return File(path, source, mode="755", compact=without_comments(source))
 
 
 def _unit(name: str, template: str, **values: object) -> File:

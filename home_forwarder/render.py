@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import tokenize
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -57,6 +59,30 @@ def render(template: str, /, **values: object) -> str:
 def program(path: str) -> str:
     """The source of the program that belongs at `path` on a VPS."""
     return (PROGRAMS / path.lstrip("/")).read_text(encoding="utf-8")
+
+
+@cache
+def without_comments(source: str) -> str:
+    """A program that does the same in fewer bytes: its comments, docstrings and empty lines are gone.
+
+    The lines that say what it is and under which licence stay. What is left is as it was, letter by
+    letter, whichever Python this runs on.
+    """
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docstring = node.body[0]
+            for number in range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno):
+                lines[number] = ""
+            if len(node.body) == 1:
+                lines[docstring.lineno - 1] = " " * docstring.col_offset + "pass"
+    for token in tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__):
+        number, column = token.start
+        if token.type == tokenize.COMMENT and number > 2:
+            lines[number - 1] = lines[number - 1][:column].rstrip()
+    return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
 @cache

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from home_forwarder.config import Config, Forward
 from home_forwarder.nginx_service import HOLD, PACKAGE, RELEASE
-from home_forwarder.plan import UNITS, File, make_plan
-from home_forwarder.render import PROJECT, render
+from home_forwarder.plan import UNITS, File, Link, make_plan
+from home_forwarder.render import PROJECT, render, without_comments
 
 LOG = "/var/log/home-forwarder-boot.log"
 """Where a VPS says how its first boot went."""
@@ -82,7 +82,7 @@ def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
         "packages": [*plan.packages, *_extra_packages(config)],
         **({"before": [HOLD], "after": [RELEASE]} if PACKAGE in plan.packages else {}),
         "programs": {name: _remote(name) for name in ("install.py", "wait.py")},
-        "write": [asdict(entry) for entry in plan.entries],
+        "write": [_entry(entry) for entry in plan.entries],
         "start": plan.running,
         "relays": [
             {key: getattr(relay, key) for key in ("unit", "protocol", "port", "home")}
@@ -107,7 +107,7 @@ def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ())
     }
     files = [
         File(f"{PULL}/pull.json", json.dumps(settings, indent=1) + "\n", mode="600"),
-        File(f"{PULL}/pull", _remote("pull.py"), mode="755"),
+        File(f"{PULL}/pull", (REMOTE / "pull.py").read_text(encoding="utf-8"), mode="755"),
         File(f"{UNITS}/{service}", render(f"cloud-init/{service}.j2", place=PULL)),
     ]
     if pull.minutes:
@@ -148,6 +148,16 @@ def _user_data(
     )
 
 
+def _entry(entry: File | Link) -> dict[str, object]:
+    """As install.py reads it; programs without their comments, which a deploy takes as the same."""
+    if isinstance(entry, Link):
+        return asdict(entry)
+    return {
+        **{key: getattr(entry, key) for key in ("path", "mode", "owner", "group")},
+        "content": entry.compact or entry.content,
+    }
+
+
 def _extra_files(config: Config) -> Iterator[File]:
     if config.first_boot.security_updates:
         path = "etc/apt/apt.conf.d/20auto-upgrades"
@@ -164,8 +174,8 @@ def _extra_packages(config: Config) -> list[str]:
 
 
 def _remote(name: str) -> str:
-    """The text of a program that is sent to a VPS."""
-    return (REMOTE / name).read_text(encoding="utf-8")
+    """The text of a program that is sent to a VPS, as short as it can be."""
+    return without_comments((REMOTE / name).read_text(encoding="utf-8"))
 
 
 def _line(forward: Forward, config: Config) -> str:

@@ -69,7 +69,7 @@ def write_files(plan: Plan) -> Commands:
         return
     _announce("write", [entry.path for entry in entries])
     _show_diffs(entries)
-    yield _program("install.py", {"write": [asdict(entry) for entry in entries], "remove": []})
+    yield _program("install.py", {"write": [_entry(entry) for entry in entries], "remove": []})
 
 
 @operation()
@@ -172,6 +172,11 @@ def _announce(verb: str, names: Iterable[str]) -> None:
         return
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     host.log(f"Will {verb}: {', '.join(names[:SHOWN])}{more}", logger.info)
+
+
+def _entry(entry: File | Link) -> dict[str, object]:
+    """As install.py reads it."""
+    return {key: value for key, value in asdict(entry).items() if key not in ("secret", "compact")}
 
 
 def _was_said() -> bool:

@@ -112,7 +112,7 @@ def checkout(lab: Lab, tmp_path: Path) -> Checkout:
 @pytest.fixture
 def deployed(lab: Lab, vps: Vps, checkout: Checkout, standard: list[dict[str, Any]]) -> Checkout:
     """A VPS that forwards TCP and UDP to home0, and TCP to home1."""
-    checkout.declare(home_data(lab), standard, check_interval=3600)
+    checkout.declare(home_data(lab), standard, check_interval=3600, notify={"mail_to": "root"})
     checkout.deploy()
     return checkout
 

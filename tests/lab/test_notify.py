@@ -449,14 +449,21 @@ def test_what_is_no_longer_declared(lab: Lab, vps: Vps, checkout: Checkout) -> N
     deploy(lab, checkout, {"program": PROGRAM})
     move(lab, vps)
     until(lambda: "it ended with 1" in journal(vps, "home-notifier-program"))
-    checkout.declare(home_data(lab, count=1), STANDARD[:2], check_interval=3600)
-    checkout.deploy()
+    deploy(lab, checkout, {"mail_to": "root"})
     assert "home-notifier-program" not in vps.run("systemctl list-units --all 'home-*'").stdout
     assert vps.run("ls /etc/systemd/system/*/home-notifier-* ", check=False).returncode != 0
-    move(lab, vps)
     vps.run("systemctl start home-notifier")
     assert waiting(vps) == []
     assert "nobody is told by program any more" in journal(vps, "home-notifier")
+    checkout.declare(home_data(lab, count=1), STANDARD[:2], check_interval=3600)
+    checkout.deploy()
+    assert (
+        vps.run("systemctl list-unit-files 'home-notifier*' | grep home", check=False).stdout == ""
+    )
+    vps.run("echo SEND_MAILS_TO=root >>/etc/home-forwarder.conf")
+    move(lab, vps)
+    assert waiting(vps) == []
+    assert "Nobody is told: no sender is here" in journal(vps, "home-address-updater")
 
 
 def test_security_scores(lab: Lab, vps: Vps, checkout: Checkout, receiver: str) -> None:

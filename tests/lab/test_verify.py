@@ -363,7 +363,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     with Lab(f"verify-{worker}", vpses={"vps1": "trixie"}, homes=["home0", "home1"]) as lab:
         checkout = Checkout(lab, tmp_path_factory.mktemp("checkout"))
-        checkout.declare(HOMES, FORWARDS, check_interval=3600, preflight=False)
+        checkout.declare(
+            HOMES, FORWARDS, check_interval=3600, preflight=False, notify={"mail_to": "root"}
+        )
         checkout.deploy()
         yield checkout
 

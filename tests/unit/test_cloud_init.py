@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import gzip
 import io
@@ -11,16 +12,19 @@ import lzma
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from unit_samples import FRITZBOX, NAS, REPO, TCP, UDP, Data, data
+from unit_samples import FRITZBOX, NAS, NOTIFY, REPO, TCP, UDP, Data, data, matching
 
 from home_forwarder import user_data
+from home_forwarder.compare import NO_CHANGES, compare
 from home_forwarder.config import load_config
-from home_forwarder.plan import OWNED_FILES, OWNED_UNITS, File, Link, make_plan
+from home_forwarder.plan import OWNED_FILES, OWNED_UNITS, PROGRAMS, File, Link, make_plan
+from home_forwarder.render import program, without_comments
 from home_forwarder.user_data import DIRECTORY, LIMITS, UNIT, Pull, Refused, baked, pulled
 from operations import new_vps
 
@@ -94,24 +98,49 @@ def test_form(text: str) -> None:
 
 @pytest.mark.parametrize("changes", [{}, LARGE, {"forwards": []}], ids=["sample", "large", "none"])
 def test_it_is_the_plan(changes: Data) -> None:
-    """Files, links, packages and units: exactly those of a deploy, each letter of them."""
+    """Files, links, packages and units: exactly those of a deploy; programs without their comments."""
     plan = make_plan(load_config(data(**changes)))
     job = job_of(bake(**changes))
     entries = [(Link if "target" in entry else File)(**entry) for entry in job["write"]]
-    assert entries == list(plan.entries)
+    assert entries == [
+        replace(entry, content=entry.compact or entry.content, compact="", secret=False)
+        if isinstance(entry, File)
+        else entry
+        for entry in plan.entries
+    ]
+    booted = replace(plan, files=tuple(each for each in entries if isinstance(each, File)))
+    assert compare(plan, matching(booted)) == NO_CHANGES
     assert tuple(job["packages"]) == plan.packages
     assert tuple(job["start"]) == plan.running
     assert [relay["unit"] for relay in job["relays"]] == [relay.unit for relay in plan.relays]
+
+
+def bare(source: str) -> str:
+    """A program as Python understands it, docstrings aside."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+@pytest.mark.parametrize("path", [*PROGRAMS, NOTIFY])
+def test_without_comments_it_is_the_same_program(path: str) -> None:
+    source = program(path)
+    short = without_comments(source)
+    assert bare(short) == bare(source)
+    assert len(short) < 0.85 * len(source)
+    assert short.splitlines()[:2] == source.splitlines()[:2]
 
 
 def test_the_programs_are_ours() -> None:
     """What runs on the VPS is what is tested here, and it compiles."""
     remote = REPO / "operations/remote"
     job = job_of(bake())
-    assert job["program"] == (remote / "first_boot.py").read_text()
-    assert job["programs"] == {
-        name: (remote / name).read_text() for name in ("install.py", "wait.py")
-    }
+    for name, text in {"first_boot.py": job["program"], **job["programs"]}.items():
+        assert bare(text) == bare((remote / name).read_text())
     assert files(pull())["/opt/home-forwarder/pull"]["content"] == (remote / "pull.py").read_text()
     assert f'DIRECTORY = "{DIRECTORY}"' in job["program"]
     assert f'UNIT = "{UNIT}"' in job["program"]
@@ -219,9 +248,10 @@ def test_a_pull_goes_before_its_timer(tmp_path: Path) -> None:
 
 
 def test_it_fits() -> None:
-    """20 forwards and 4 homes: at Hetzner as it is; in pull mode everywhere."""
+    """20 forwards and 4 homes: at AWS with --gzip, at all others as it is; in pull mode everywhere."""
     limits = {limit.provider: limit.bytes for limit in LIMITS}
-    assert len(ALL["large"].encode()) < limits["Hetzner Cloud"]
+    assert len(user_data.packed(ALL["large"])) < limits["AWS EC2"] == 16 * 1024
+    assert len(ALL["large"].encode()) < 0.7 * limits["Hetzner Cloud"]
     assert len(ALL["follow"].encode()) < limits["AWS EC2"]
 
 

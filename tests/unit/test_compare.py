@@ -82,8 +82,8 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
         {"write": ("/usr/local/lib/home-forwarder/relay",)},
     ),
     "file missing": (
-        lambda seen: without(seen, "/usr/local/lib/home-forwarder/notify"),
-        {"write": ("/usr/local/lib/home-forwarder/notify",)},
+        lambda seen: without(seen, "/usr/local/lib/home-forwarder/relay"),
+        {"write": ("/usr/local/lib/home-forwarder/relay",)},
     ),
     "directory in the place of a file": (
         lambda seen: entry(seen, CONF, sha256=None, other=True),
@@ -312,7 +312,11 @@ SCENARIOS: dict[str, tuple[Data, Data, Data]] = {
         {"homes": [{**FRITZBOX, "hostname": "yyy.myfritz.net"}, NAS]},
         {"write": {CONF}, "look_up": True},
     ),
-    "who gets mails": ({}, {"notify": {"mail_to": "root"}}, {"write": {CONF}, "look_up": True}),
+    "who gets mails": (
+        {"notify": {"mail_to": "me@provider.net"}},
+        {"notify": {"mail_to": "root"}},
+        {"write": {CONF}, "look_up": True},
+    ),
     "interval": (
         {},
         {"check_interval": 30},

@@ -341,12 +341,14 @@ def test_each_way_knows_its_own_secrets_only() -> None:
 
 
 def test_units() -> None:
-    """A way that is not declared has none; mails can be declared on the VPS itself."""
+    """A way that is not declared has none."""
     names = {unit.rpartition(".")[0] for unit in plan_of(notify=ALL).units if "notifier" in unit}
     assert names == {"home-notifier", "home-notifier-webhook", "home-notifier-program"}
-    for nothing in (None, {"mail_to": "root"}):
-        units = {unit for unit in plan_of(notify=nothing).units if "notifier" in unit}
-        assert units == {f"home-notifier.{kind}" for kind in ("service", "path", "timer")}
+    units = {unit for unit in plan_of(notify={"mail_to": "root"}).units if "notifier" in unit}
+    assert units == {f"home-notifier.{kind}" for kind in ("service", "path", "timer")}
+    nothing = plan_of()
+    assert [unit for unit in nothing.units if "notifier" in unit] == []
+    assert [file.path for file in nothing.files if "notif" in file.path] == []
 
 
 def test_certificates_are_needed_for_tls_only() -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -157,8 +156,7 @@ class Vps:
 
     def is_content_of(self, file: File) -> bool:
         """Has the file there the declared content?"""
-        digest = hashlib.sha256(file.content.encode()).hexdigest()
-        return bool(self.seen.files[file.path]["sha256"] == digest)
+        return file.has_content(self.seen.files[file.path]["sha256"])
 
     @cached_property
     def changes(self) -> Changes:
