@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test unit lab-test soak lint format lock image clean needs-lab
+.PHONY: help setup demo test unit lab-test soak bench lint format lock image clean needs-lab
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -18,8 +18,8 @@ setup: $(VENV)/operator ## install what an operator needs, into .venv
 demo: needs-lab $(VENV)/operator ## the whole thing on this machine: a VPS, a home, a client, a deploy
 	@$(BIN)/python -m lab.demo
 
-test: needs-lab lint ## every check and every test (root, Linux)
-	$(BIN)/pytest -n $(WORKERS)
+# Two runs: pyinfra patches what pytest's workers are made of, so the unit tests do without workers.
+test: needs-lab lint unit lab-test ## every check and every test (root, Linux)
 
 unit: $(VENV)/developer ## the tests that need neither root nor a lab
 	$(BIN)/pytest tests/unit
@@ -30,10 +30,13 @@ lab-test: needs-lab $(VENV)/developer ## the tests on real VPSes
 soak: needs-lab $(VENV)/operator ## three minutes of traffic while everything goes wrong; SECONDS=600 for more
 	@$(BIN)/python -m lab.soak --seconds $(or $(SECONDS),180)
 
+bench: needs-lab $(VENV)/operator ## measure relays, resolver and deploys beside others; ARGS="--only udp" for a part
+	@$(BIN)/python -m bench $(ARGS)
+
 lint: $(VENV)/developer ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p home_forwarder -p operations -p lab
+	$(BIN)/mypy -p home_forwarder -p operations -p lab -p bench
 
 format: $(VENV)/developer ## put every file into shape
 	$(BIN)/ruff format .
