@@ -10,36 +10,41 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-import zoneinfo
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import idna
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from home_forwarder.values import (
+    IDLE_TIMEOUT,
+    MAX_CONNECTIONS,
+    MAX_IDLE_TIMEOUT,
+    PortRange,
+    Secret,
+    one_of,
+    parse_hostname,
+    parse_mail_from,
+    parse_mail_server,
+    parse_mail_to,
+    parse_name,
+    parse_operator,
+    parse_own_name,
+    parse_ports,
+    parse_program,
+    parse_ssh_keys,
+    parse_switch,
+    parse_text,
+    parse_timezone,
+    parse_url,
+    parse_user,
+    read_secret,
+    read_secret_url,
+    whole_number,
+)
 
 MAX_HOMES = 64
 """Promise 8 is kept for up to this many homes."""
-MAX_RANGE = 256
-"""Ports of one range: each port is a process of its own on the VPS."""
-MAX_CONNECTIONS = 16384
-"""Of one forward: with socat each connection is a process of its own on the VPS."""
-IDLE_TIMEOUT = {"tcp": 7440, "udp": 300}
-"""Seconds: RFC 5382 (REQ-5, 2 h 4 min) for TCP, RFC 4787 (REQ-5) for UDP."""
-PLACEHOLDER_DOMAINS = ("example.com", "example.net", "example.org")
-"""RFC 2606: nobody's real host is in these; our examples are."""
-
-MAX_IDLE_TIMEOUT = 30 * 86400
-
-GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
-
-
-def is_placeholder(name: str) -> bool:
-    """Is `name` in one of the domains that only examples use?"""
-    return any(name == domain or name.endswith(f".{domain}") for domain in PLACEHOLDER_DOMAINS)
 
 
 class DataError(Exception):
@@ -50,290 +55,6 @@ class DataError(Exception):
         self.mistakes = mistakes
 
 
-@dataclass(frozen=True)
-class PortRange:
-    """One port (first == last) or a range of ports, both ends included."""
-
-    first: int
-    last: int
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.last + 1))
-
-    def __len__(self) -> int:
-        return self.last - self.first + 1
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}" if len(self) > 1 else str(self.first)
-
-
-@dataclass(frozen=True)
-class Secret:
-    """The one line of a file on the operator's machine. It is shown nowhere."""
-
-    path: str
-    text: str = field(repr=False)
-
-
-def _whole_number(what: str, low: int, high: int, unit: str = "") -> BeforeValidator:
-    """Accept an int from `low` to `high`; a bool or a string is none."""
-
-    def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            amount = f"{unit} from {low} to {high}" if unit else f"from {low} to {high}"
-            raise ValueError(f"{value!r} is not {what}; write a whole number {amount}")
-        return value
-
-    return BeforeValidator(check)
-
-
-def _parse_ports(value: object) -> PortRange:
-    right = "write a number from 1 to 65535, or a range such as '8000-8010'"
-    if isinstance(value, PortRange):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        first = last = value
-    elif isinstance(value, str) and (
-        found := re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)
-    ):
-        first, last = int(found[1]), int(found[2] or found[1])
-    else:
-        raise ValueError(f"{value!r} is not a port; {right}")
-    if not (1 <= first <= 65535 and 1 <= last <= 65535):
-        raise ValueError(f"{value!r} is not a port; {right}")
-    if last < first:
-        raise ValueError(f"{value!r} runs backwards; write the lower port first: '{last}-{first}'")
-    if last - first >= MAX_RANGE:
-        raise ValueError(
-            f"{value!r} has {last - first + 1} ports; a range has at most {MAX_RANGE},"
-            " since each port is a process on the VPS"
-        )
-    return PortRange(first, last)
-
-
-def _parse_name(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", value):
-        raise ValueError(
-            f"{value!r} is not a short name; write up to 32 of a-z, 0-9, '-' and '_',"
-            " such as 'fritzbox'"
-        )
-    return value
-
-
-def _parse_text(value: object) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.strip()
-        or len(value) > 200
-        or not value.isprintable()
-    ):
-        raise ValueError(f"{value!r} is not a description; write one line of up to 200 characters")
-    return value
-
-
-def _parse_hostname(value: object) -> str:
-    """A DNS name in its ASCII form (RFC 5890), lower case without a final dot, or an IPv6 address."""
-    right = "write the DNS name of the home, such as 'xxx.myfritz.net', or its IPv6 address"
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is not a host name; {right}")
-    try:
-        address = ipaddress.ip_address(re.sub(r"^\[(.*)\]$", r"\1", value))
-    except ValueError:
-        return _parse_dns_name(value, right)
-    if isinstance(address, ipaddress.IPv4Address):
-        raise ValueError(f"{value!r} is an IPv4 address, but a home is reached over IPv6; {right}")
-    if address.scope_id or not (address in GLOBAL_UNICAST or address in UNIQUE_LOCAL):
-        raise ValueError(f"{value!r} cannot be reached from a VPS; write a global IPv6 address")
-    return str(address)
-
-
-def _parse_dns_name(value: str, right: str) -> str:
-    name = value.rstrip(".").lower()
-    if not name.isascii():
-        try:
-            name = idna.encode(name, uts46=True).decode("ascii")
-        except idna.IDNAError as error:
-            raise ValueError(f"{value!r} is not a host name ({error}); {right}") from None
-    if re.fullmatch(r"(.*\.)?(0x[0-9a-f]*|[0-9]+)", name):  # no top-level domain is a number
-        raise ValueError(f"{value!r} looks like an IPv4 address; {right}")
-    label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-    if len(name) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
-        raise ValueError(f"{value!r} is not a host name; {right}")
-    if "." not in name:
-        raise ValueError(f"{value!r} is not a full DNS name (it has no dot); {right}")
-    if is_placeholder(name):
-        raise ValueError(f"{value!r} is the placeholder of the example; {right}")
-    return name
-
-
-_MAILBOX = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*"
-
-
-def _parse_mail_to(value: object) -> str:
-    address = _MAILBOX + r"(?:@[A-Za-z0-9.:\[\]-]+)?"
-    if not isinstance(value, str) or not re.fullmatch(rf"{address}(?:, ?{address})*", value):
-        raise ValueError(
-            f"{value!r} is not a mail address; write a local user such as 'root', an address,"
-            " or several of them with commas between"
-        )
-    return value
-
-
-def _parse_mail_from(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(_MAILBOX + r"@[A-Za-z0-9.-]+", value):
-        raise ValueError(
-            f"{value!r} is not a mail address; write the sender's, such as 'vps@provider.net'"
-        )
-    return value
-
-
-def _parse_mail_server(value: object) -> str:
-    right = "write the name of a mail server, such as 'smtp.provider.net', or 'localhost'"
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is not a host name; {right}")
-    try:
-        return str(ipaddress.ip_address(re.sub(r"^\[(.*)\]$", r"\1", value)))
-    except ValueError:
-        return value if value == "localhost" else _parse_dns_name(value, right)
-
-
-def _parse_user(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
-        raise ValueError(
-            f"{value!r} is not a user name; write it as the mail server has it, without spaces"
-        )
-    return value
-
-
-def _parse_url(value: object, shown: str | None = None) -> str:
-    """An http or https URL.
-
-    shown: what a message says in its place, for one that is secret.
-    """
-    shown = shown or repr(value)
-    right = "write a URL such as 'https://ntfy.sh/my-topic'"
-    try:
-        if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]{1,2000}", value):
-            raise ValueError
-        parts = urlsplit(value)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError(f"{shown} is not a URL; {right}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(f"{shown} has a password in it; put a token into a token_file instead")
-    if not host or port == 0 or parts.fragment:
-        raise ValueError(f"{shown} is not the URL of a server; {right}")
-    if is_placeholder(host):
-        raise ValueError(f"{shown} is at the placeholder of the example; {right}")
-    return value
-
-
-def _parse_program(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._+-]+)+", value):
-        raise ValueError(
-            f"{value!r} is not a program; write its path on the VPS, such as '/usr/local/bin/tell-me'"
-        )
-    if re.match(r"/(home|root|tmp|var/tmp|run/user)/", value) or "/../" in value:
-        raise ValueError(
-            f"{value!r} is where no service may look; put the program elsewhere, such as into"
-            " '/usr/local/bin'"
-        )
-    return value
-
-
-def _read_secret(value: object) -> Secret:
-    """The secret in the file `value`; a relative path starts where pyinfra is run."""
-    right = "write the path of a file on this machine that holds the secret in one line"
-    if isinstance(value, Secret):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f"{value!r} is not the path of a file; {right}")
-    path = Path(value).expanduser()
-    try:
-        mode = path.stat().st_mode & 0o777
-        text = path.read_bytes().decode("ascii").removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise ValueError(f"{value!r} cannot be read here ({error.strerror}); {right}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{value!r} has letters that are not ASCII in it; {right}") from None
-    if mode & 0o077:
-        raise ValueError(f"{value!r} can be read by others (mode {mode:o}); do: chmod 600 {value}")
-    if not re.fullmatch(r"[ -~]{1,2000}", text):
-        raise ValueError(f"{value!r} does not hold one line of text; {right}")
-    return Secret(value, text)
-
-
-def _read_secret_url(value: object) -> Secret:
-    secret = _read_secret(value)
-    _parse_url(secret.text, shown=f"what {value!r} holds")
-    return secret
-
-
-def _parse_operator(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
-        raise ValueError(f"{value!r} is not the name of a user; write one such as 'operator'")
-    if value == "root":
-        raise ValueError("'root' is there already; leave operator out, and the keys are for root")
-    return value
-
-
-def _parse_ssh_keys(value: object) -> tuple[str, ...]:
-    """Public keys as in authorized_keys, without options."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f'{value!r} is not a list; write ["ssh-ed25519 AAAA... me@laptop"]')
-    right = "write the line of a .pub file, such as 'ssh-ed25519 AAAA... me@laptop'"
-    for key in value:
-        if isinstance(key, str) and "PRIVATE KEY" in key:
-            raise ValueError(f"this is a private key, which belongs on no server; {right}")
-        if not isinstance(key, str) or not re.fullmatch(
-            r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+ AAAA[A-Za-z0-9+/]+=*( [ -~]*)?", key
-        ):
-            raise ValueError(f"{key!r} is not a public key; {right}")
-    return tuple(value)
-
-
-def _parse_own_name(value: object) -> str:
-    label = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-    if not isinstance(value, str) or not re.fullmatch(rf"{label}(?:\.{label})*", value):
-        raise ValueError(f"{value!r} is not a host name; write one such as 'vps1'")
-    return value
-
-
-def _parse_timezone(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(
-        r"[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*", value
-    ):
-        raise ValueError(
-            f"{value!r} is not a time zone; write one such as 'Europe/Berlin' or 'UTC'"
-        )
-    known = zoneinfo.available_timezones()
-    if known and value not in known:
-        close = difflib.get_close_matches(value, known, n=1)
-        right = f"did you mean {close[0]!r}?" if close else "write one such as 'Europe/Berlin'"
-        raise ValueError(f"{value!r} is not a time zone; {right}")
-    return value
-
-
-def _parse_switch(value: object) -> bool:
-    """A bool, or what `--data KEY=off` on the command line can say."""
-    words = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError(f"{value!r} is neither True nor False")
-
-
-def _one_of(*choices: str) -> BeforeValidator:
-    def check(value: object) -> object:
-        if not isinstance(value, str) or value not in choices:
-            written = ", ".join(repr(choice) for choice in choices)
-            raise ValueError(f"{value!r} is not one of {written}")
-        return value
-
-    return BeforeValidator(check)
-
-
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -341,10 +62,10 @@ class _Model(BaseModel):
 class Home(_Model):
     """One home: what it is called, and where DNS says it is."""
 
-    name: Annotated[str, BeforeValidator(_parse_name)]
-    hostname: Annotated[str, BeforeValidator(_parse_hostname)]
-    description: Annotated[str | None, BeforeValidator(_parse_text)] = None
-    allow_private: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    name: Annotated[str, BeforeValidator(parse_name)]
+    hostname: Annotated[str, BeforeValidator(parse_hostname)]
+    description: Annotated[str | None, BeforeValidator(parse_text)] = None
+    allow_private: Annotated[bool, BeforeValidator(parse_switch)] = False
 
     @property
     def label(self) -> str:
@@ -355,17 +76,17 @@ class Home(_Model):
 class Forward(_Model):
     """One port, or range of ports, of the VPS that leads to a home."""
 
-    home: Annotated[str, BeforeValidator(_parse_name)]
-    protocol: Annotated[Literal["tcp", "udp"], _one_of("tcp", "udp")]
-    port: Annotated[PortRange, BeforeValidator(_parse_ports)]
-    target_port: Annotated[int, _whole_number("a port", 1, 65535)] | None = None
-    listen: Annotated[Literal["46", "4", "6"], _one_of("46", "4", "6")] = "46"
+    home: Annotated[str, BeforeValidator(parse_name)]
+    protocol: Annotated[Literal["tcp", "udp"], one_of("tcp", "udp")]
+    port: Annotated[PortRange, BeforeValidator(parse_ports)]
+    target_port: Annotated[int, whole_number("a port", 1, 65535)] | None = None
+    listen: Annotated[Literal["46", "4", "6"], one_of("46", "4", "6")] = "46"
     idle_timeout: (
-        Annotated[int, _whole_number("a time", 1, MAX_IDLE_TIMEOUT, "of seconds")] | None
+        Annotated[int, whole_number("a time", 1, MAX_IDLE_TIMEOUT, "of seconds")] | None
     ) = None
-    max_connections: Annotated[int, _whole_number("a limit", 1, MAX_CONNECTIONS)] = 1024
-    relay: Annotated[Literal["socat", "nginx"], _one_of("socat", "nginx")] = "socat"
-    proxy_protocol: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    max_connections: Annotated[int, whole_number("a limit", 1, MAX_CONNECTIONS)] = 1024
+    relay: Annotated[Literal["socat", "nginx"], one_of("socat", "nginx")] = "socat"
+    proxy_protocol: Annotated[bool, BeforeValidator(parse_switch)] = False
 
     @property
     def idle_seconds(self) -> int:
@@ -380,13 +101,13 @@ class Forward(_Model):
 class Smtp(_Model):
     """The server that takes our mails."""
 
-    host: Annotated[str, BeforeValidator(_parse_mail_server)] = "localhost"
-    port: Annotated[int, _whole_number("a port", 1, 65535)] | None = None
+    host: Annotated[str, BeforeValidator(parse_mail_server)] = "localhost"
+    port: Annotated[int, whole_number("a port", 1, 65535)] | None = None
     security: (
-        Annotated[Literal["none", "starttls", "tls"], _one_of("none", "starttls", "tls")] | None
+        Annotated[Literal["none", "starttls", "tls"], one_of("none", "starttls", "tls")] | None
     ) = None
-    user: Annotated[str | None, BeforeValidator(_parse_user)] = None
-    password_file: Annotated[Secret | None, BeforeValidator(_read_secret)] = None
+    user: Annotated[str | None, BeforeValidator(parse_user)] = None
+    password_file: Annotated[Secret | None, BeforeValidator(read_secret)] = None
 
     @property
     def chosen_security(self) -> str:
@@ -402,10 +123,10 @@ class Smtp(_Model):
 class Webhook(_Model):
     """A server that takes our messages by HTTP."""
 
-    url: Annotated[str | None, BeforeValidator(_parse_url)] = None
-    url_file: Annotated[Secret | None, BeforeValidator(_read_secret_url)] = None
-    preset: Annotated[Literal["json", "ntfy", "gotify"], _one_of("json", "ntfy", "gotify")] = "json"
-    token_file: Annotated[Secret | None, BeforeValidator(_read_secret)] = None
+    url: Annotated[str | None, BeforeValidator(parse_url)] = None
+    url_file: Annotated[Secret | None, BeforeValidator(read_secret_url)] = None
+    preset: Annotated[Literal["json", "ntfy", "gotify"], one_of("json", "ntfy", "gotify")] = "json"
+    token_file: Annotated[Secret | None, BeforeValidator(read_secret)] = None
 
     @property
     def any_url(self) -> str:
@@ -416,22 +137,22 @@ class Webhook(_Model):
 class Notify(_Model):
     """Who is told of a change, and how."""
 
-    mail_to: Annotated[str | None, BeforeValidator(_parse_mail_to)] = None
-    mail_from: Annotated[str | None, BeforeValidator(_parse_mail_from)] = None
+    mail_to: Annotated[str | None, BeforeValidator(parse_mail_to)] = None
+    mail_from: Annotated[str | None, BeforeValidator(parse_mail_from)] = None
     smtp: Smtp | None = None
-    sendmail: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    sendmail: Annotated[bool, BeforeValidator(parse_switch)] = False
     webhook: Webhook | None = None
-    program: Annotated[str | None, BeforeValidator(_parse_program)] = None
+    program: Annotated[str | None, BeforeValidator(parse_program)] = None
 
 
 class FirstBoot(_Model):
     """What cloud_init.py adds for a new VPS, beside the forwarding; a deploy does not read it."""
 
-    operator: Annotated[str | None, BeforeValidator(_parse_operator)] = None
-    ssh_keys: Annotated[tuple[str, ...], BeforeValidator(_parse_ssh_keys)] = ()
-    security_updates: Annotated[bool, BeforeValidator(_parse_switch)] = False
-    hostname: Annotated[str | None, BeforeValidator(_parse_own_name)] = None
-    timezone: Annotated[str | None, BeforeValidator(_parse_timezone)] = None
+    operator: Annotated[str | None, BeforeValidator(parse_operator)] = None
+    ssh_keys: Annotated[tuple[str, ...], BeforeValidator(parse_ssh_keys)] = ()
+    security_updates: Annotated[bool, BeforeValidator(parse_switch)] = False
+    hostname: Annotated[str | None, BeforeValidator(parse_own_name)] = None
+    timezone: Annotated[str | None, BeforeValidator(parse_timezone)] = None
 
 
 class Config(_Model):
@@ -441,11 +162,11 @@ class Config(_Model):
     forwards: tuple[Forward, ...] = ()
     notify: Notify | None = None
     first_boot: FirstBoot = FirstBoot()
-    check_interval: Annotated[int, _whole_number("an interval", 10, 86400, "of seconds")] = 60
-    unresolved_after: Annotated[int, _whole_number("a time", 60, 604800, "of seconds")] = 1800
-    preflight: Annotated[bool, BeforeValidator(_parse_switch)] = True
-    remove_state: Annotated[bool, BeforeValidator(_parse_switch)] = False
-    ssh_port: Annotated[int, _whole_number("a port", 1, 65535)] = Field(default=22)
+    check_interval: Annotated[int, whole_number("an interval", 10, 86400, "of seconds")] = 60
+    unresolved_after: Annotated[int, whole_number("a time", 60, 604800, "of seconds")] = 1800
+    preflight: Annotated[bool, BeforeValidator(parse_switch)] = True
+    remove_state: Annotated[bool, BeforeValidator(parse_switch)] = False
+    ssh_port: Annotated[int, whole_number("a port", 1, 65535)] = Field(default=22)
 
     def index_of(self, home: str) -> int:
         """The INDEX of the home with this name: its position in `homes`."""

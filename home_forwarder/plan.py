@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from home_forwarder.config import Config, Forward, Notify, Secret
+from home_forwarder.config import Config, Forward, Notify
 from home_forwarder.nginx_service import DROP_IN
 from home_forwarder.render import program, render, without_comments
+from home_forwarder.values import Secret
 
 UNITS = "/etc/systemd/system"
 STATE = "/var/lib/home-forwarder"

@@ -12,7 +12,8 @@ from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import connector_data_meta
 from pyinfra_cli.exceptions import CliError
 
-from home_forwarder.config import Config, DataError, is_placeholder, load_config
+from home_forwarder.config import Config, DataError, load_config
+from home_forwarder.values import is_placeholder
 
 
 class WrongData(PyinfraError, CliError):  # type: ignore[misc]

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 from unit_samples import FRITZBOX, NAS, RELAY, TCP, UDP, data
 
-from home_forwarder.config import IDLE_TIMEOUT, Config, Forward, PortRange, load_config
+from home_forwarder.config import Config, Forward, load_config
 from home_forwarder.render import load_program
+from home_forwarder.values import IDLE_TIMEOUT, PortRange
 
 
 def test_defaults() -> None:
