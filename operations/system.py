@@ -145,12 +145,17 @@ def _systemctl(verb: str, units: Iterable[str] = ()) -> StringCommand:
 
 
 def _stop(units: Iterable[str]) -> StringCommand:
-    """Stop units, and forget the failure of those that failed, or they would stay known for ever."""
+    """Stop units, and forget the failure of those that failed, or they would stay known for ever.
+
+    Once more if systemd called it off: a home that moved just now restarts its forwards.
+    """
     names = [QuoteString(unit) for unit in units]
     return StringCommand(
         "systemctl stop",
         *names,
-        "&& for unit in",
+        "|| { sleep 1; systemctl stop",
+        *names,
+        "; } && for unit in",
         *names,
         '; do if systemctl is-failed -q "$unit"; then systemctl reset-failed "$unit"; fi; done',
     )

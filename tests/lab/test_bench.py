@@ -59,7 +59,7 @@ def test_the_chart_is_drawn(tmp_path: Path) -> None:
         for number in range(3)
     ]
     facts = {**machine(), "release": "Debian 13", "rounds": 3, "seconds": 1.0}
-    write(tmp_path, samples, facts, lambda line: None)
+    write(tmp_path, samples, facts)
     chart = (tmp_path / "chart.svg").read_text()
     assert chart.count("<rect") == 9
     assert "a &amp; b" in chart

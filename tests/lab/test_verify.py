@@ -8,6 +8,7 @@ other, verifies it as an operator would, and mends it again.
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,7 +143,6 @@ ROUNDS: dict[str, tuple[Spoil, ...]] = {
             (
                 HINDERED,
                 UNDECLARED,
-                active("home-tcpforwarder@0:8000.service"),
                 *relay("tcpforwarder-46-to-6@0:8000"),
                 DEPLOY,
             ),
@@ -161,7 +161,6 @@ ROUNDS: dict[str, tuple[Spoil, ...]] = {
         Spoil(
             "systemctl stop home-udpforwarder-46-to-6@1:33333.service",
             (
-                active("home-udpforwarder@1:33333.service"),
                 *relay("udpforwarder-46-to-6@1:33333"),
                 DEPLOY,
             ),
@@ -236,7 +235,6 @@ ROUNDS: dict[str, tuple[Spoil, ...]] = {
             'socket.AF_INET, socket.SOCK_DGRAM); s.bind(("", 5000)); time.sleep(3600)\'; sleep 0.5',
             (
                 HINDERED,
-                active("home-udpforwarder@0:5000.service"),
                 *relay("udpforwarder-4-to-6@0:5000"),
                 DEPLOY,
             ),
@@ -315,9 +313,7 @@ ROUNDS: dict[str, tuple[Spoil, ...]] = {
             mend="sed -i /rubbish/d /etc/home-forwarder.conf; systemctl start home-address-updater",
         ),
         # The last: any other might make systemd read its units again.
-        Spoil(
-            f"touch {UNITS}/home-notifier.timer", (DEPLOY,), says="restart home-notifier.timer\n"
-        ),
+        Spoil(f"touch {UNITS}/home-notifier.timer", (DEPLOY,), says="home-notifier.timer"),
     ),
     "python": (
         Spoil(
@@ -424,7 +420,7 @@ def test_other_hosts_are_checked_all_the_same(site: Checkout) -> None:
     assert set(result.failed) == {"test_reachable[nobody]", "test_reachable[closed]"}
     assert "not root" in result.failed["test_reachable[nobody]"]
     assert "Connection refused" in result.failed["test_reachable[closed]"]
-    assert "2 failed, 135 passed" in result.output
+    assert re.search(r"2 failed, 1\d\d passed", result.output)
     assert "skipped" not in result.output
     assert "Traceback" not in result.output
 
