@@ -60,6 +60,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a sample (1)")
     parser.add_argument("--release", choices=RELEASES, default="trixie", help="of the VPSes")
     parser.add_argument("--quick", action="store_true", help="few peers, small numbers")
+    parser.add_argument(
+        "--thorough", action="store_true", help="Ansible with 10 VPSes and 100 forwards as well"
+    )
     parser.add_argument("--name", default="bench", help="of the lab (bench)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/bench"), metavar="DIR")
     arguments = parser.parse_args()
@@ -68,7 +71,7 @@ def main() -> int:
     def say(line: str) -> None:
         print(f"{time.monotonic() - started:5.0f} s  {line}", file=sys.stderr, flush=True)
 
-    scale = Scale(arguments.rounds, arguments.seconds, arguments.quick)
+    scale = Scale(arguments.rounds, arguments.seconds, arguments.quick, arguments.thorough)
     facts = {
         **report.machine(),
         "release": RELEASES[arguments.release],
@@ -82,11 +85,12 @@ def main() -> int:
                 facts["versions"] = versions(bench)
             for name in arguments.only:
                 BENCHMARKS[name](bench)
-            samples = bench.samples
+                # After each: what was measured is kept, whatever happens next.
+                report.write(arguments.output, bench.samples, facts)
     except (LabError, CommandFailed) as error:
         print(error, file=sys.stderr)
         return 1
-    report.write(arguments.output, samples, facts, print)
+    print((arguments.output / "table.md").read_text().partition("\n### All figures")[0])
     say(f"done; tables, raw figures and the chart are in {arguments.output}")
     return 0
 

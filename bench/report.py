@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -309,13 +309,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def write(
-    directory: Path,
-    samples: Sequence[Sample],
-    facts: dict[str, object],
-    say: Callable[[str], None],
-) -> None:
-    """table.md, results.json and chart.svg; the summary and the goals to the terminal as well."""
+def write(directory: Path, samples: Sequence[Sample], facts: dict[str, object]) -> None:
+    """table.md, which begins with the summary and the goals; results.json; chart.svg."""
     directory.mkdir(parents=True, exist_ok=True)
     results = Results(samples)
     title = (
@@ -344,7 +339,6 @@ def write(
     (directory / "results.json").write_text(json.dumps(data, indent=1) + "\n")
     if picture := chart(results, facts):
         (directory / "chart.svg").write_text(picture)
-    say(f"{title}\n\n{head}\n")
 
 
 PANELS = (

@@ -38,11 +38,13 @@ class Scale:
 
     + rounds: how often each sample is taken; + seconds: how long one takes
     + quick: only see that everything runs
+    + thorough: also what takes ten minutes more
     """
 
     rounds: int
     seconds: float
     quick: bool = False
+    thorough: bool = False
 
 
 class Bench:
