@@ -25,7 +25,7 @@ unit: $(VENV)/developer ## the tests that need neither root nor a lab
 	$(BIN)/pytest tests/unit
 
 lab-test: needs-lab $(VENV)/developer ## the tests on real VPSes
-	$(BIN)/pytest -n $(WORKERS) tests/lab
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 15 tests/lab
 
 soak: needs-lab $(VENV)/operator ## three minutes of traffic while everything goes wrong; SECONDS=600 for more
 	@$(BIN)/python -m lab.soak --seconds $(or $(SECONDS),180)
