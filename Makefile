@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 LAB_COMMANDS := mmdebstrap:mmdebstrap systemd-nspawn:systemd-container ip:iproute2 nft:nftables ssh:openssh-client
-WORKERS ?= 2
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 
