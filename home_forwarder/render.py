@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATES = PROJECT / "templates"
 PROGRAMS = PROJECT / "vps"
+REMOTE = PROJECT / "operations" / "remote"
 
 
 def _shell_quote(value: str) -> str:
@@ -59,6 +60,11 @@ def render(template: str, /, **values: object) -> str:
 def program(path: str) -> str:
     """The source of the program that belongs at `path` on a VPS."""
     return (PROGRAMS / path.lstrip("/")).read_text(encoding="utf-8")
+
+
+def sent_program(name: str) -> str:
+    """The source of a program that is sent to a VPS and does not stay there."""
+    return (REMOTE / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from home_forwarder.config import Config, Forward
 from home_forwarder.nginx_service import HOLD, PACKAGE, RELEASE
 from home_forwarder.plan import UNITS, File, Link, make_plan
-from home_forwarder.render import PROJECT, render, without_comments
+from home_forwarder.render import render, sent_program, without_comments
 
 LOG = "/var/log/home-forwarder-boot.log"
 """Where a VPS says how its first boot went."""
@@ -28,8 +28,6 @@ DIRECTORY = "/var/lib/home-forwarder-boot"
 UNIT = "home-forwarder-boot.service"
 PULL = "/opt/home-forwarder"
 PULL_UNIT = "home-forwarder-pull"
-
-REMOTE = PROJECT / "operations" / "remote"
 
 
 class Refused(Exception):
@@ -107,7 +105,7 @@ def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ())
     }
     files = [
         File(f"{PULL}/pull.json", json.dumps(settings, indent=1) + "\n", mode="600"),
-        File(f"{PULL}/pull", (REMOTE / "pull.py").read_text(encoding="utf-8"), mode="755"),
+        File(f"{PULL}/pull", sent_program("pull.py"), mode="755"),
         File(f"{UNITS}/{service}", render(f"cloud-init/{service}.j2", place=PULL)),
     ]
     if pull.minutes:
@@ -175,7 +173,7 @@ def _extra_packages(config: Config) -> list[str]:
 
 def _remote(name: str) -> str:
     """The text of a program that is sent to a VPS, as short as it can be."""
-    return without_comments((REMOTE / name).read_text(encoding="utf-8"))
+    return without_comments(sent_program(name))
 
 
 def _line(forward: Forward, config: Config) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +15,7 @@ from pyinfra.context import ctx_host
 
 from home_forwarder.compare import Observed
 from home_forwarder.plan import OWNED_FILES, OWNED_UNITS
-
-REMOTE = Path(__file__).parent / "remote"
+from home_forwarder.render import sent_program
 
 # What can be said without Python: enough to refuse the host, or to install Python there.
 WITHOUT_PYTHON = (
@@ -34,7 +32,7 @@ class HostState(FactBase[Observed]):
     def command(self) -> StringCommand:
         return StringCommand(
             "if command -v python3 >/dev/null; then python3 -IS -c",
-            QuoteString((REMOTE / "observe.py").read_text(encoding="utf-8")),
+            QuoteString(sent_program("observe.py")),
             QuoteString(OWNED_FILES),
             QuoteString(OWNED_UNITS),
             ";else",

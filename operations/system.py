@@ -17,7 +17,8 @@ from pyinfra.operations.util.files import generate_color_diff
 from home_forwarder.compare import NO_CHANGES, Changes, compare
 from home_forwarder.nginx_service import DROP_IN, HOLD, PACKAGE, RELEASE
 from home_forwarder.plan import STATE, File, Link, Plan
-from operations.facts import REMOTE, before, observe
+from home_forwarder.render import sent_program
+from operations.facts import before, observe
 
 Commands = Generator[StringCommand, None, None]
 
@@ -166,8 +167,7 @@ def _program(name: str, job: object) -> StringCommand:
 
     Its job goes through standard input: no secret in an argument list or a temporary file.
     """
-    source = (REMOTE / name).read_text(encoding="utf-8")
-    return StringCommand("python3 -IS -c", QuoteString(source), _stdin=json.dumps(job))
+    return StringCommand("python3 -IS -c", QuoteString(sent_program(name)), _stdin=json.dumps(job))
 
 
 def _announce(verb: str, names: Iterable[str]) -> None:

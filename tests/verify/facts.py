@@ -20,8 +20,9 @@ from pyinfra.connectors.ssh import SSHConnector
 from home_forwarder.compare import Changes, Observed, compare, problems
 from home_forwarder.config import Config
 from home_forwarder.plan import OWNED_FILES, OWNED_UNITS, File, Plan, make_plan
+from home_forwarder.render import REMOTE
 from operations.data import config_of
-from operations.facts import REMOTE, WITHOUT_PYTHON
+from operations.facts import WITHOUT_PYTHON
 
 LOOK_CLOSER = Path(__file__).parent / "remote" / "look_closer.py"
 CONNECT_SECONDS = 10
