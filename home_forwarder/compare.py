@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from home_forwarder.plan import OWNED_UNITS, UNITS, File, Link, Plan, Relay
-
-MASK = "/dev/null"
+from home_forwarder.plan import UNITS, File, Link, Plan, Relay
 
 
 @dataclass(frozen=True)
@@ -18,7 +15,9 @@ class Observed:
     """A VPS as it is, from operations/remote/observe.py. The default is one with nothing on it."""
 
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    deleted_since_load: bool = False
+    masked: tuple[str, ...] = ()
+    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     listeners: tuple[Mapping[str, Any], ...] = ()
     packages: tuple[str, ...] = ()
     addresses: Mapping[str, str] = field(default_factory=dict)
@@ -74,8 +73,8 @@ def compare(plan: Plan, seen: Observed) -> Changes:
         write=write,
         remove=remove,
         reload=any(path.startswith(f"{UNITS}/") for path in (*written, *remove))
-        or any(unit["NeedDaemonReload"] == "yes" for unit in seen.units.values())
-        or _groups_differ(plan, seen),
+        or seen.deleted_since_load
+        or any(entry.get("unread") for entry in seen.files.values()),
         look_up=bool(plan.files)
         and (
             "/etc/home-forwarder.conf" in written or not _active(seen, "home-address-updater.timer")
@@ -102,18 +101,8 @@ def problems(plan: Plan, seen: Observed) -> list[str]:
         found.append(
             f"its Python is {version}; 3.9 or later is needed (Debian 11 and later have it)"
         )
-    masked = [
-        name
-        for name, unit in seen.units.items()
-        if name in plan.units and unit["UnitFileState"] in ("masked", "masked-runtime")
-    ]
     paths = {entry.path for entry in plan.entries} | {f"{UNITS}/{unit}" for unit in plan.units}
-    masked += [
-        path.rpartition("/")[2]
-        for path, entry in seen.files.items()
-        if path in paths and entry.get("target") == MASK
-    ]
-    for name in sorted(set(masked)):
+    for name in (name for name in seen.masked if f"{UNITS}/{name}" in paths):
         found.append(f"{name} is masked here; to let us have it again: systemctl unmask {name}")
     ours = plan.units | frozenset(seen.units)
     for relay in plan.relays:
@@ -141,21 +130,21 @@ def _same(entry: File | Link, seen: Mapping[str, Any] | None) -> bool:
 
 
 def _active(seen: Observed, unit: str) -> bool:
-    return seen.units.get(unit, {}).get("ActiveState") == "active"
+    return bool(seen.units.get(unit, {}).get("ActiveState") == "active")
 
 
 def _up(seen: Observed, unit: str) -> bool:
     """Neither stopped nor unknown: running, starting, waiting for its restart, or failed."""
-    return seen.units[unit]["ActiveState"] != "inactive"
+    return bool(seen.units[unit]["ActiveState"] != "inactive")
 
 
 def _outdated(relay: Relay, seen: Observed) -> bool:
     """It runs with other settings than its drop-in says, or leads to an address the home has left."""
     unit = seen.units.get(relay.unit)
-    if unit is None or unit["MainPID"] == "0":
+    if unit is None or not unit["Runs"]:
         return False
     address = seen.addresses.get(str(relay.home), unit["HomeAddress"])
-    return unit["Revision"] != relay.revision or unit["HomeAddress"] != address
+    return bool(unit["Revision"] != relay.revision or unit["HomeAddress"] != address)
 
 
 def _waits_for_reload(unit: str, seen: Observed, written: set[str]) -> bool:
@@ -163,23 +152,8 @@ def _waits_for_reload(unit: str, seen: Observed, written: set[str]) -> bool:
     if unit.endswith(".service") or not _active(seen, unit):
         return False
     template = unit.partition("@")[0] + "@." + unit.rpartition(".")[2] if "@" in unit else unit
-    return f"{UNITS}/{template}" in written or seen.units[unit]["NeedDaemonReload"] == "yes"
-
-
-def _groups_differ(plan: Plan, seen: Observed) -> bool:
-    """Does a loaded group not yet (or still) know a forward of the plan?"""
-    for group, unit in seen.units.items():
-        if group not in plan.running or not group.endswith("forwarders.service"):
-            continue
-        wanted = {
-            link.path.rpartition("/")[2]
-            for link in plan.links
-            if link.path.startswith(f"{UNITS}/{group}.wants/")
-        }
-        wants = {name for name in unit["Wants"].split() if re.match(OWNED_UNITS, name)}
-        if wants != wanted:
-            return True
-    return False
+    path = f"{UNITS}/{template}"
+    return path in written or bool(seen.files.get(path, {}).get("unread"))
 
 
 def _down(plan: Plan, seen: Observed) -> list[str]:

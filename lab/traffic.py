@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Ask = Callable[[str, int], str]
+Ask = Callable[[str, int, float], str]
 
 SECONDS = 5.0
 """Until a client gives up."""
+ONE_TRY = 1.0
+"""Seconds until a client that asks again and again takes a question, or its answer, for lost."""
 
 
-def ask_tcp(address: str, port: int) -> str:
+def ask_tcp(address: str, port: int, patience: float = SECONDS) -> str:
     """The home's answer over TCP, "NAME ADDRESS". Raises: OSError if there is none."""
-    with socket.create_connection((address, port), timeout=SECONDS) as connection:
+    with socket.create_connection((address, port), timeout=patience) as connection:
         return whoami(connection)
 
 
@@ -31,11 +33,11 @@ def whoami(connection: socket.socket) -> str:
     return answer
 
 
-def ask_udp(address: str, port: int) -> str:
+def ask_udp(address: str, port: int, patience: float = SECONDS) -> str:
     """The home's answer to one datagram, "NAME ADDRESS hello". Raises: OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
-        datagrams.settimeout(SECONDS)
+        datagrams.settimeout(patience)
         datagrams.connect((address, port))
         datagrams.send(b"hello")
         return datagrams.recv(200).decode().strip()
@@ -50,7 +52,7 @@ def ask_until(ask: Ask, address: str, port: int, expected: str, seconds: float =
     last: object = None
     while (taken := time.monotonic() - started) < seconds:
         try:
-            last = ask(address, port)
+            last = ask(address, port, ONE_TRY)
             if expected in str(last):
                 return taken
         except OSError as error:

@@ -27,7 +27,7 @@ WATCHERS = ("home-address-watcher@0.path", "home-address-watcher@1.path")
 PLAN = plan_of()
 
 
-def unit(seen: Observed, name: str, **properties: str) -> Observed:
+def unit(seen: Observed, name: str, **properties: object) -> Observed:
     """The VPS with some properties of a unit changed, or with one more unit."""
     base = seen.units.get(name) or {
         **seen.units["home-address-updater.service"],
@@ -175,32 +175,24 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
         {},
     ),
     "systemd has not read the relay again": (
-        lambda seen: unit(seen, RELAY, NeedDaemonReload="yes"),
+        lambda seen: entry(seen, DROP_IN, unread=True),
         {"reload": True},
     ),
     "systemd has not read the timer again": (
-        lambda seen: unit(seen, TIMER, NeedDaemonReload="yes"),
+        lambda seen: entry(seen, f"{UNITS}/{TIMER}", unread=True),
         {"reload": True, "restart": (TIMER,)},
     ),
-    "systemd has not read the forward and its group again": (
-        lambda seen: unit(unit(seen, FRONT, NeedDaemonReload="yes"), GROUP, NeedDaemonReload="yes"),
+    "systemd has not read the watchers again": (
+        lambda seen: entry(seen, f"{UNITS}/home-address-watcher@.path", unread=True),
+        {"reload": True, "restart": WATCHERS},
+    ),
+    "systemd has not read that something is gone": (
+        lambda seen: replace(seen, deleted_since_load=True),
         {"reload": True},
     ),
     "forward's template edited": (
         lambda seen: entry(seen, f"{UNITS}/home-tcpforwarder@.service", sha256="0"),
         {"write": (f"{UNITS}/home-tcpforwarder@.service",), "reload": True},
-    ),
-    "group does not know a forward": (
-        lambda seen: unit(seen, GROUP, Wants=""),
-        {"reload": True},
-    ),
-    "group still knows a forward": (
-        lambda seen: unit(seen, GROUP, Wants=f"{FRONT} home-tcpforwarder@9:9.service"),
-        {"reload": True},
-    ),
-    "group wants what an admin's drop-in added": (
-        lambda seen: unit(seen, GROUP, Wants=f"{FRONT} nftables.service"),
-        {},
     ),
     # Units that do not run.
     "timer stopped": (
@@ -213,18 +205,18 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
     ),
     "forward stopped, and with it its relay": (
         lambda seen: unit(
-            unit(seen, RELAY, ActiveState="inactive", MainPID="0", Revision=""),
+            unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
             FRONT,
             ActiveState="inactive",
         ),
         {"start": (FRONT,)},
     ),
     "relay stopped": (
-        lambda seen: unit(seen, RELAY, ActiveState="inactive", MainPID="0", Revision=""),
+        lambda seen: unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
         {"start": (RELAY,)},
     ),
     "relay failed": (
-        lambda seen: unit(seen, RELAY, ActiveState="failed", MainPID="0", Revision=""),
+        lambda seen: unit(seen, RELAY, ActiveState="failed", Runs=False, Revision=""),
         {"start": (RELAY,)},
     ),
     "relay unknown to systemd": (
@@ -235,20 +227,20 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
     ),
     "relay about to be started again": (
         lambda seen: unit(
-            seen, RELAY, ActiveState="activating", SubState="auto-restart", MainPID="0", Revision=""
+            seen, RELAY, ActiveState="activating", SubState="auto-restart", Runs=False, Revision=""
         ),
         {},
     ),
     "relay waits for an address": (
         lambda seen: replace(
-            unit(seen, RELAY, ActiveState="inactive", MainPID="0", Revision=""),
+            unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
             addresses={"1": "2001:db8::2"},
         ),
         {},
     ),
     "other home's address unknown": (
         lambda seen: replace(
-            unit(seen, RELAY, ActiveState="inactive", MainPID="0", Revision=""),
+            unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
             addresses={"0": "2001:db8::1"},
         ),
         {"start": (RELAY,)},
@@ -459,33 +451,20 @@ PROBLEMS: dict[str, tuple[Data, Drift, list[str]]] = {
         lambda seen: replace(seen, systemd=False, root=False, python=(2, 7)),
         ["systemd does not run", "not root", "its Python is 2.7"],
     ),
-    "masked by systemctl": (
+    "masked": (
         {},
-        lambda seen: unit(seen, FRONT, UnitFileState="masked"),
-        [f"{FRONT} is masked here; to let us have it again: systemctl unmask {FRONT}"],
+        lambda seen: replace(seen, masked=(FRONT, TIMER)),
+        [
+            f"{FRONT} is masked here; to let us have it again: systemctl unmask {FRONT}",
+            f"{TIMER} is masked here",
+        ],
     ),
-    "masked until the next boot": (
+    "template masked": (
         {},
-        lambda seen: unit(seen, TIMER, UnitFileState="masked-runtime"),
-        [f"{TIMER} is masked here"],
+        lambda seen: replace(seen, masked=("home-tcpforwarder@.service",)),
+        ["home-tcpforwarder@.service is masked here"],
     ),
-    "masked and not loaded": (
-        {},
-        lambda seen: entry(
-            seen, f"{UNITS}/home-tcpforwarders.service", sha256=None, target="/dev/null"
-        ),
-        ["home-tcpforwarders.service is masked here"],
-    ),
-    "masked, and both see it": (
-        {},
-        lambda seen: unit(
-            entry(seen, f"{UNITS}/{GROUP}", sha256=None, target="/dev/null"),
-            GROUP,
-            UnitFileState="masked",
-        ),
-        [f"{GROUP} is masked here"],
-    ),
-    "undeclared unit masked": ({}, lambda seen: unit(seen, STRAY, UnitFileState="masked"), []),
+    "undeclared unit masked": ({}, lambda seen: replace(seen, masked=(STRAY,)), []),
 }
 for name, listen, seen, taken in (
     ("IPv4", "46", listener("0.0.0.0", **NGINX), True),

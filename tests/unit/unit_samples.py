@@ -64,13 +64,13 @@ def matching(plan: Plan) -> Observed:
                 "group": "root",
                 "target": entry.target,
             }
-    units = {name: _unit(name, "active", plan) for name in plan.running}
-    units |= {name: _unit(name, "inactive", plan) for name in plan.triggered}
-    units |= {relay.unit: _unit(relay.unit, "active", plan) for relay in plan.relays}
+    units = {name: _unit("active") for name in plan.running}
+    units |= {name: _unit("inactive") for name in plan.triggered}
+    units |= {relay.unit: _unit("active") for relay in plan.relays}
     addresses = {str(relay.home): f"2001:db8::{relay.home + 1}" for relay in plan.relays}
     for relay in plan.relays:
         units[relay.unit] |= {
-            "MainPID": "4711",
+            "Runs": True,
             "Revision": relay.revision,
             "HomeAddress": addresses[str(relay.home)],
         }
@@ -83,20 +83,12 @@ def matching(plan: Plan) -> Observed:
     )
 
 
-def _unit(name: str, state: str, plan: Plan) -> dict[str, str]:
-    wanted = [
-        link.path.rpartition("/")[2]
-        for link in plan.links
-        if link.path.startswith(f"{UNITS}/{name}.wants/")
-    ]
+def _unit(state: str) -> dict[str, Any]:
     return {
         "LoadState": "loaded",
         "ActiveState": state,
         "SubState": "running" if state == "active" else "dead",
-        "NeedDaemonReload": "no",
-        "MainPID": "0",
-        "Wants": " ".join(reversed(wanted)),
-        "UnitFileState": "enabled",
+        "Runs": False,
         "Revision": "",
         "HomeAddress": "",
     }
