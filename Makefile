@@ -19,7 +19,9 @@ demo: needs-lab $(VENV)/operator ## the whole thing on this machine: a VPS, a ho
 	@$(BIN)/python -m lab.demo
 
 # Two runs: pyinfra patches what pytest's workers are made of, so the unit tests do without workers.
-test: needs-lab lint unit lab-test ## every check and every test (root, Linux)
+test: needs-lab $(VENV)/developer ## every check and every test (root, Linux)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory lab-test
 
 unit: $(VENV)/developer ## the tests that need neither root nor a lab
 	$(BIN)/pytest tests/unit

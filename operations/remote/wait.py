@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sent to a VPS: wait until relays listen. Standard library of Python 3.9.
 
-Standard input: [{unit, protocol, port}] as JSON. Ends with 0 as soon as all of them listen; after
-SECONDS it says which ones do not, with the last line of their journal, and ends with 1.
+Standard input: [{unit, protocol, port}] as JSON. Ends with 0 as soon as all of them listen. When for
+SECONDS no further one has come up, it says which ones do not listen, with the last line of their
+journal, and ends with 1: hundreds take their time on a small VPS.
 """
 
 import glob
@@ -30,13 +31,14 @@ def listening():
 
 def main():
     relays = json.load(sys.stdin)
-    deadline = time.monotonic() + SECONDS
-    while True:
+    missing, deadline = relays, time.monotonic() + SECONDS
+    while missing and time.monotonic() < deadline:
         there = listening()
-        missing = [relay for relay in relays if (relay["protocol"], relay["port"]) not in there]
-        if not missing or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
+        before = len(missing)
+        missing = [relay for relay in missing if (relay["protocol"], relay["port"]) not in there]
+        if len(missing) < before:
+            deadline = time.monotonic() + SECONDS
+        time.sleep(0.05 if missing else 0)
     for relay in missing:
         journal = ["journalctl", "-q", "-o", "cat", "-n", "1", "-u", relay["unit"]]
         said = subprocess.run(journal, stdout=subprocess.PIPE).stdout.decode(errors="replace")

@@ -48,7 +48,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 @pytest.mark.relays(everywhere=True)
-def test_a_moved_home_is_followed(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_a_moved_home_is_followed(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """Promises 5 and 6: only its own connections end, and new ones reach the new address at once."""
     home = lab.home["home0"]
     moved, unmoved = connect(lab, vps, TCP), connect(lab, vps, 8001)
@@ -88,7 +88,7 @@ def test_reboot(lab: Lab, vps: Vps, deployed: Checkout) -> None:
         ask_until(ask_tcp, vps.ipv4, TCP, lab.home["home0"].address, seconds=25)
 
 
-def test_connecting_needs_no_dns(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_connecting_needs_no_dns(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """100 connections, and not one query; DNS may be down."""
     lab.dns.fault("*", "servfail")
     lab.dns.reset_counts()
@@ -99,7 +99,7 @@ def test_connecting_needs_no_dns(lab: Lab, vps: Vps, deployed: Checkout) -> None
 
 
 @pytest.mark.relays("socat")
-def test_64_homes_and_a_dns_that_never_answers(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_64_homes_and_a_dns_that_never_answers(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """Promise 8, by the clock of the VPS."""
     names = "".join(f"HOME_HOSTNAME_{n}=h{n}.home.example\n" for n in range(64))
     vps.write("/tmp/many.conf", f"HOME_ADDRESS_COUNT=64\n{names}")
@@ -240,7 +240,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def test_no_fault_drops_a_connection(
-    lab: Lab, vps: Vps, deployed: Checkout, record_property: Callable[[str, object], None]
+    lab: Lab, vps: Vps, booted: Checkout, record_property: Callable[[str, object], None]
 ) -> None:
     """Promises 1 to 5 and 7: one VPS through all faults, with a connection open to an unmoved home."""
     lab.home["home0"].move("2001:db8:a000:1::10")
@@ -275,7 +275,7 @@ def test_no_fault_drops_a_connection(
 
 
 @pytest.mark.relays("socat")
-def test_disk_full_keeps_everything(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_disk_full_keeps_everything(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """Promise 7: a home moves while nothing can be written; when it can, it is followed."""
     vps.run(
         f"cp -a {STATE}/. /root/state && mount -t tmpfs -o size=128k,nr_inodes=64 tmpfs {STATE}/"

@@ -33,7 +33,7 @@ def pids(vps: Vps, protocol: str) -> list[str]:
     ]
 
 
-def test_groups(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_groups(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """Restart, stop and start reach exactly the forwards of the group."""
     tcp, udp = pids(vps, "tcp"), pids(vps, "udp")
     vps.run("systemctl restart home-tcpforwarders")
@@ -56,7 +56,7 @@ def test_groups(lab: Lab, vps: Vps, deployed: Checkout) -> None:
     assert pids(vps, "tcp")[0] not in ("0", tcp[0])
 
 
-def test_a_stopped_forward_stays_stopped(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_a_stopped_forward_stays_stopped(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """A change of address restarts what runs, and starts nothing that an admin stopped."""
     vps.run("systemctl stop home-tcpforwarder@0:44444")
     lab.home["home0"].move()
@@ -106,7 +106,7 @@ def test_by_hand_as_the_seed_does(lab: Lab, vps: Vps, checkout: Checkout) -> Non
 
 
 @pytest.mark.relays("socat")
-def test_ipv4_address_of_a_home(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_ipv4_address_of_a_home(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """A home that has an A record as well: known, and no reason to restart anything."""
     before = pids(vps, "tcp")
     home = lab.home["home0"]

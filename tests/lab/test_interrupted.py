@@ -125,7 +125,7 @@ def test_changing_deploy_cut_off(lab: Lab, release: str, vps: Vps, checkout: Che
         whoami(connection)
 
 
-def full_disk(vps: Vps) -> str:
+def full_disk(vps: Vps, _port: int) -> str:
     vps.run(
         "mkdir /tmp/all && cp -a /etc/systemd/system/. /tmp/all && mount -t tmpfs -o size=160k tmpfs"
         " /etc/systemd/system && cp -a /tmp/all/. /etc/systemd/system"
@@ -137,7 +137,7 @@ def full_disk(vps: Vps) -> str:
     )
 
 
-def read_only_disk(vps: Vps) -> str:
+def read_only_disk(vps: Vps, _port: int) -> str:
     vps.run(
         "mount --bind /etc/systemd/system /etc/systemd/system"
         " && mount -o remount,bind,ro /etc/systemd/system"
@@ -145,43 +145,47 @@ def read_only_disk(vps: Vps) -> str:
     return "umount /etc/systemd/system"
 
 
-def masked_unit(vps: Vps) -> str:
-    vps.run("systemctl mask home-tcpforwarder@1:8002.service")
-    return "systemctl unmask home-tcpforwarder@1:8002.service"
+def masked_unit(vps: Vps, port: int) -> str:
+    vps.run(f"systemctl mask home-tcpforwarder@1:{port}.service")
+    return f"systemctl unmask home-tcpforwarder@1:{port}.service"
 
 
-def foreign_program(vps: Vps) -> str:
-    vps.run("systemd-run -q --unit=squatter socat TCP4-LISTEN:8002,fork EXEC:/bin/true; sleep 0.5")
+def foreign_program(vps: Vps, port: int) -> str:
+    vps.run(
+        f"systemd-run -q --unit=squatter socat TCP4-LISTEN:{port},reuseaddr,fork EXEC:/bin/true; sleep 0.5"
+    )
     return "systemctl stop squatter"
 
 
-@pytest.mark.parametrize(
-    ("obstacle", "message"),
-    [
-        (full_disk, "No space left on device"),
-        (read_only_disk, "Read-only file system"),
-        (masked_unit, "systemctl unmask home-tcpforwarder@1:8002.service"),
-        (foreign_program, "tcp port 8002 is taken by socat (squatter.service)"),
-    ],
-)
-def test_obstacles(
-    lab: Lab, vps: Vps, deployed: Checkout, obstacle: Callable[[Vps], str], message: str
-) -> None:
+OBSTACLES: dict[Callable[[Vps, int], str], str] = {
+    full_disk: "No space left on device",
+    read_only_disk: "Read-only file system",
+    masked_unit: "systemctl unmask home-tcpforwarder@1:{port}.service",
+    foreign_program: "tcp port {port} is taken by socat (squatter.service)",
+}
+"""What an obstacle to the forward of a port makes a deploy say. Each returns how to undo it."""
+
+
+def test_obstacles(lab: Lab, vps: Vps, deployed: Checkout) -> None:
     """One clear error; what runs goes on untouched; without the obstacle, all goes well."""
-    with lab.inside("client"):
-        connections = [
-            socket.create_connection((vps.ipv4, port), timeout=5) for port in (TCP, 8001)
-        ]
-    deployed.declare(home_data(lab), CHANGED, check_interval=3600)
-    undo = obstacle(vps)
-    result = deployed.deploy(check=False)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    for connection in connections:
-        whoami(connection)
-    vps.run(undo)
-    assert_converges(lab, vps, deployed, 8002)
+    ports, forwards = [8001, 8002], [STANDARD, CHANGED]
+    for obstacle, message in OBSTACLES.items():
+        ports.reverse()
+        forwards.reverse()
+        with lab.inside("client"):
+            connections = [
+                socket.create_connection((vps.ipv4, port), timeout=5) for port in (TCP, ports[1])
+            ]
+        deployed.declare(home_data(lab), forwards[0], check_interval=3600)
+        undo = obstacle(vps, ports[0])
+        result = deployed.deploy(check=False)
+        assert result.returncode != 0, obstacle
+        assert message.format(port=ports[0]) in result.stderr
+        assert "Traceback" not in result.stderr
+        for connection in connections:
+            whoami(connection)
+        vps.run(undo)
+        assert_converges(lab, vps, deployed, ports[0])
 
 
 def test_apt_is_busy(lab: Lab, release: str, checkout: Checkout) -> None:

@@ -26,7 +26,7 @@ def main_pid(vps: Vps, unit: str) -> str:
 
 
 @pytest.mark.relays(everywhere=True)
-def test_half_close_waits_for_a_slow_answer(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_half_close_waits_for_a_slow_answer(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """A client that is done sending and waits 10 s for the answer gets all of it."""
     size = 1_000_000
     with lab.inside("client"):
@@ -75,7 +75,7 @@ def test_max_connections(lab: Lab, vps: Vps, checkout: Checkout) -> None:
     assert third.recv(100).startswith(b"home0 ")
 
 
-def test_dead_peers_are_found(lab: Lab, vps: Vps, deployed: Checkout, relay: str) -> None:
+def test_dead_peers_are_found(lab: Lab, vps: Vps, booted: Checkout, relay: str) -> None:
     """Both sockets of a connection have keepalive on, with our times; nginx can only switch it on
     towards the home, where the system's times are used."""
     with lab.inside("client"):
@@ -88,7 +88,7 @@ def test_dead_peers_are_found(lab: Lab, vps: Vps, deployed: Checkout, relay: str
     assert minutes[0 if relay == "nginx" else 1] <= 5  # Linux would wait for 120
 
 
-def test_a_killed_relay_is_back(lab: Lab, vps: Vps, deployed: Checkout) -> None:
+def test_a_killed_relay_is_back(lab: Lab, vps: Vps, booted: Checkout) -> None:
     """SIGKILL: back within 2 s, again and again; one time in five may be late on a busy machine."""
     late = 0
     for _ in range(5):
@@ -100,12 +100,12 @@ def test_a_killed_relay_is_back(lab: Lab, vps: Vps, deployed: Checkout) -> None:
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_a_port_taken_later_is_told_and_waited_for(
-    lab: Lab, vps: Vps, deployed: Checkout, protocol: str
+    lab: Lab, vps: Vps, booted: Checkout, protocol: str
 ) -> None:
     """A relay whose port another program took waits, says which one, and is back when it is free."""
     unit, port, ask = {"tcp": (TCP_RELAY, TCP, ask_tcp), "udp": (UDP_RELAY, UDP, ask_udp)}[protocol]
     forward = unit.replace("-46-to-6", "")
-    vps.run("sed -i 's/^PATIENCE = 30/PATIENCE = 3/' /usr/local/lib/home-forwarder/relay")
+    vps.run("sed -i 's/^PATIENCE = 30/PATIENCE = 1/' /usr/local/lib/home-forwarder/relay")
     vps.run(["systemctl", "stop", forward])
     vps.run(
         f"systemd-run -q --unit=squatter socat {protocol.upper()}6-LISTEN:{port},fork EXEC:/bin/true"
@@ -125,7 +125,7 @@ def test_a_port_taken_later_is_told_and_waited_for(
 
 
 @pytest.mark.parametrize("unit", [TCP_RELAY, UDP_RELAY])
-def test_relays_have_no_privileges(lab: Lab, vps: Vps, deployed: Checkout, unit: str) -> None:
+def test_relays_have_no_privileges(lab: Lab, vps: Vps, booted: Checkout, unit: str) -> None:
     """Promise 16, read from the kernel."""
     status = vps.run(f"cat /proc/{main_pid(vps, unit)}/status").stdout
     facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -178,7 +178,7 @@ UNITS = (
 
 
 @pytest.mark.relays("socat")  # it is the unit's, and here another program runs in it
-def test_the_sandbox_forbids(vps: Vps, deployed: Checkout) -> None:
+def test_the_sandbox_forbids(vps: Vps, booted: Checkout) -> None:
     """Promise 16: each forbidden thing is tried inside each unit, and outside, where it works."""
     vps.run("mkdir /root/secrets")
     vps.write("/usr/local/lib/tries.py", TRIES)
@@ -200,7 +200,7 @@ def test_the_sandbox_forbids(vps: Vps, deployed: Checkout) -> None:
 
 
 @pytest.mark.relays("socat")  # the unit's as well
-def test_loopback_is_out_of_reach_of_a_relay(vps: Vps, deployed: Checkout) -> None:
+def test_loopback_is_out_of_reach_of_a_relay(vps: Vps, booted: Checkout) -> None:
     """A relay that was taken over cannot reach the VPS's own sshd on the loopback."""
     code = 'import socket; socket.create_connection(("{}", 22), 2)'
     for address in ("127.0.0.1", "::1"):
@@ -215,7 +215,7 @@ def test_loopback_is_out_of_reach_of_a_relay(vps: Vps, deployed: Checkout) -> No
         assert (inside.returncode != 0, outside.returncode) == (True, 0)
 
 
-def test_security_scores(vps: Vps, deployed: Checkout) -> None:
+def test_security_scores(vps: Vps, booted: Checkout) -> None:
     """Every unit of ours at 1.5 or better in systemd-analyze security."""
     shown = vps.run("systemd-analyze security --no-pager --json=short").stdout
     scores = {
