@@ -8,7 +8,7 @@ WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test unit lab-test soak bench lint format lock image clean needs-lab
+.PHONY: help setup demo test unit fuzz lab-test soak bench lint format lock image clean needs-lab
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: needs-lab $(VENV)/developer ## every check and every test (root, Linux)
 
 unit: $(VENV)/developer ## the tests that need neither root nor a lab
 	$(BIN)/pytest tests/unit
+
+fuzz: $(VENV)/developer ## look for bad input that no test knows yet: some minutes of random examples
+	$(BIN)/pytest --hypothesis-profile fuzz -m hypothesis tests/unit
 
 lab-test: needs-lab $(VENV)/developer ## the tests on real VPSes
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 15 tests/lab

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
-from bench.peers import DIRECT, PORT_AT_HOME
+from bench.peers import DIRECT, PORT_AT_HOME, Peer
 from bench.results import Figure
 from bench.setting import Bench
 from lab.traffic import udp_crowd
@@ -24,7 +25,9 @@ ANSWERED = Figure("got their own answer", "clients", True)
 MISLED = Figure("got another's answer", "clients", False)
 PSS = Figure("memory of the relay's processes (PSS)", "MiB", False)
 TOTAL = Figure("memory a connection adds, the kernel's included", "KiB", False)
+BUSY = Figure("memory a busy connection adds (PSS)", "KiB", False)
 
+STREAMS = 8
 CROWD_ROUNDS = 3  # those that lose datagrams take 5 s each time
 
 # Runs on the VPS: the memory of all processes of some units, in KiB.
@@ -54,7 +57,7 @@ print(json.dumps(found))
 
 def throughput(bench: Bench) -> None:
     """One direction, from home to the client, as most data goes."""
-    for streams in (1, 8):
+    for streams in (1, STREAMS):
         case = "1 stream" if streams == 1 else f"{streams} streams"
         bench.say(f"throughput, {case} ...")
         for number, peer in bench.rounds(bench.peers("tcp")):
@@ -126,7 +129,7 @@ def udp(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Idle TCP connections: the relay's processes, and what the whole VPS takes more."""
+    """TCP connections: the relay's processes, and what the whole VPS takes more."""
     peers = [peer for peer in bench.peers("tcp") if peer.units]
     for count in (1, 20) if bench.scale.quick else (1, 100, 1000):
         case = f"{count:,} idle connection{'s' if count > 1 else ''}"
@@ -140,8 +143,7 @@ def memory(bench: Bench) -> None:
             held = json.loads(client.stdout.readline())["held"]
             bench.settle()
             more = _total_memory(bench) - before
-            unit = peer.units["tcp"]
-            pss = json.loads(bench.vps.run(["python3", "-c", UNITS_PSS, unit]).stdout)[unit]
+            pss = _pss(bench, peer)
             client.stdin.close()
             client.wait(20)
             if held < count:
@@ -150,6 +152,23 @@ def memory(bench: Bench) -> None:
             bench.record("memory", case, PSS, peer.name, number, pss / 1024)
             if count >= 100:
                 bench.record("memory", case, TOTAL, peer.name, number, more / count / 1024)
+    bench.say(f"memory, {STREAMS} busy connections ...")
+    for number, peer in bench.rounds(peers, min(CROWD_ROUNDS, bench.scale.rounds)):
+        bench.settle()
+        idle = _pss(bench, peer)
+        client = bench.start_load("throughput", peer, streams=STREAMS, seconds=1)
+        time.sleep(0.7)
+        more = _pss(bench, peer) - idle
+        client.communicate(timeout=20)
+        bench.record(
+            "memory", f"{STREAMS} busy connections", BUSY, peer.name, number, more / STREAMS
+        )
+
+
+def _pss(bench: Bench, peer: Peer) -> int:
+    """KiB that the processes of a relay have, what they share divided among them."""
+    unit = peer.units["tcp"]
+    return int(json.loads(bench.vps.run(["python3", "-c", UNITS_PSS, unit]).stdout)[unit])
 
 
 def _total_memory(bench: Bench) -> int:

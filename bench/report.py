@@ -232,6 +232,7 @@ SUMMARY = {
         ("p99 of 32, ms", "connections", "32 clients at once", "connect and answer, p99"),
         ("MiB, 1 idle", "memory", "1 idle connection", "memory of"),
         ("MiB, 1,000 idle", "memory", "1,000 idle connections", "memory of"),
+        ("KiB, a busy one", "memory", "8 busy connections", "memory a busy"),
     ],
     "UDP": [
         ("100 bytes, Mbit/s", "udp", "100 bytes", "rate"),
@@ -361,7 +362,7 @@ def chart(results: Results, facts: dict[str, object]) -> str | None:
         table = results.table(*where)
         if not table:
             return None
-        longest = max(row.median for row in table.rows) or 1
+        longest = max(max(row.median, *row.quartiles) for row in table.rows) or 1
         bars = [
             {
                 "name": row.peer,

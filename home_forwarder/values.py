@@ -159,7 +159,8 @@ _MAILBOX = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*"
 
 
 def parse_mail_to(value: object) -> str:
-    address = _MAILBOX + r"(?:@[A-Za-z0-9.:\[\]-]+)?"
+    # After the @, a name, or an address in brackets: RFC 5321, 4.1.3.
+    address = _MAILBOX + r"(?:@(?:[A-Za-z0-9.-]+|\[(?:IPv6:)?[0-9A-Fa-f.:]+\]))?"
     if not isinstance(value, str) or not re.fullmatch(rf"{address}(?:, ?{address})*", value):
         raise ValueError(
             f"{value!r} is not a mail address; write a local user such as 'root', an address,"

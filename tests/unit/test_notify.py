@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from unit_samples import NOTIFY
 
@@ -164,7 +164,12 @@ def test_any_label_makes_a_mail(label: str) -> None:
     assert "".join(message["Subject"].split()) == "".join(expected)
 
 
-@given(st.from_regex(r"[!-~]{1,12}(@[!-~]{1,12})?(, ?[!-~]{1,12})?", fullmatch=True))
+@given(
+    st.from_regex(
+        r"[!-~]{1,12}(@([!-~]{1,12}|\[[0-9A-Fa-f.:]{1,12}\]))?(, ?[!-~]{1,12})?", fullmatch=True
+    )
+)
+@example("0@[")  # Python's email cannot read it
 def test_any_accepted_recipient_makes_a_mail(mail_to: str) -> None:
     """What config lets through must not be what keeps a mail from being written."""
     try:
