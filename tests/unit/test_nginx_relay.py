@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 
 import pytest
-from unit_samples import NAS, RELAY, TCP, UDP, Data, data, file_of, plan_of, program
+from unit_samples import ADDRESS, EACH, NAS, RELAY, TCP, UDP, Data, data, file_of, plan_of, program
 
 from home_forwarder.config import DataError, load_config
 from home_forwarder.nginx_service import DROP_IN, HOLD, RELEASE
@@ -17,15 +16,8 @@ from home_forwarder.render import load_program
 from operations.preflight import SHOWN, warning_of_crowds
 
 relay = load_program(RELAY)
-ADDRESS = "2001:db8::1"
-EACH = [*itertools.product(("tcp", "udp"), ("46", "4", "6"))]
 
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an ad-hoc instance that says no more than FORWARD_RELAY=nginx."""
-    for key in ("FORWARD_IDLE_TIMEOUT", "FORWARD_MAX_CONNECTIONS", "FORWARD_TARGET_PORT"):
-        monkeypatch.delenv(key, raising=False)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def directives(configuration: str) -> dict[str, list[str]]:

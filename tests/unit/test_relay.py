@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import socket
 import subprocess
@@ -12,20 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from unit_samples import RELAY, program
+from unit_samples import ADDRESS, EACH, RELAY, program
 
 from home_forwarder.render import load_program
 
 relay = load_program(RELAY)
-ADDRESS = "2001:db8::1"
-EACH = [*itertools.product(("tcp", "udp"), ("46", "4", "6"))]
 
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an ad-hoc instance without a drop-in."""
-    for key in ("FORWARD_IDLE_TIMEOUT", "FORWARD_MAX_CONNECTIONS", "FORWARD_TARGET_PORT"):
-        monkeypatch.delenv(key, raising=False)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def parts(command: list[str]) -> tuple[dict[str, str], str, str]:

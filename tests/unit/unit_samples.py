@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ REPO = Path(__file__).resolve().parents[2]
 UPDATER = "/usr/local/bin/home-address-update"
 NOTIFY = "/usr/local/lib/home-forwarder/notify"
 RELAY = "/usr/local/lib/home-forwarder/relay"
+ADDRESS = "2001:db8::1"
+EACH = [*itertools.product(("tcp", "udp"), ("46", "4", "6"))]
+"""Protocol and `listen` of each kind of relay."""
 
 FRITZBOX = {"name": "fritzbox", "hostname": "xxx.myfritz.net", "description": "Fritz!Box at home"}
 NAS = {"name": "nas", "hostname": "somedyndns.address.test", "description": "Home server"}
