@@ -354,7 +354,7 @@ def main() -> None:
         client.add_argument("--clients", type=int, default=1)
         client.add_argument("--size", type=int, default=100)
         client.add_argument("--steps", type=int, default=8)
-        client.add_argument("--most", type=float, default=2_000_000.0)
+        client.add_argument("--most", type=float, default=2e6, help="datagrams a second")
         client.add_argument("--home")
         client.add_argument("--home-port", type=int)
     arguments = parser.parse_args()

@@ -25,7 +25,7 @@ ANSWERED = Figure("got their own answer", "clients", True)
 MISLED = Figure("got another's answer", "clients", False)
 PSS = Figure("memory of the relay's processes (PSS)", "MiB", False)
 TOTAL = Figure("memory a connection adds, the kernel's included", "KiB", False)
-BUSY = Figure("memory a busy connection adds (PSS)", "KiB", False)
+BUSY = Figure("memory a connection adds when busy (PSS)", "KiB", False)
 
 STREAMS = 8
 CROWD_ROUNDS = 3  # those that lose datagrams take 5 s each time
@@ -103,6 +103,7 @@ def udp(bench: Bench) -> None:
                 size=size,
                 seconds=min(0.3, bench.scale.seconds / 4),
                 steps=3 if bench.scale.quick else 8,
+                most=20_000 if bench.scale.quick else 2_000_000,
                 home=home,
                 home_port=PORT_AT_HOME,
             )

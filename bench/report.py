@@ -232,7 +232,7 @@ SUMMARY = {
         ("p99 of 32, ms", "connections", "32 clients at once", "connect and answer, p99"),
         ("MiB, 1 idle", "memory", "1 idle connection", "memory of"),
         ("MiB, 1,000 idle", "memory", "1,000 idle connections", "memory of"),
-        ("KiB, a busy one", "memory", "8 busy connections", "memory a busy"),
+        ("KiB, a busy one", "memory", "8 busy connections", "memory a connection adds when"),
     ],
     "UDP": [
         ("100 bytes, Mbit/s", "udp", "100 bytes", "rate"),
