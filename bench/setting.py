@@ -191,7 +191,7 @@ def _start_relays(bench: Bench) -> None:
                 "home": "home0",
                 "port": ours.port,
                 "protocol": "udp",
-                "max_connections": 30_000,  # the crowds of all rounds: peers are kept for minutes
+                "max_connections": 16_000,  # the crowds of all rounds: peers are kept for minutes
             },
             {**tcp, "home": "home1", "port": MOVING_PORT[name]},
         ]
