@@ -157,7 +157,7 @@ def memory(bench: Bench) -> None:
     for number, peer in bench.rounds(peers, min(CROWD_ROUNDS, bench.scale.rounds)):
         bench.settle()
         idle = _pss(bench, peer)
-        client = bench.start_load("throughput", peer, streams=STREAMS, seconds=1)
+        client = bench.start_load("throughput", peer, streams=STREAMS, seconds=3)
         time.sleep(0.7)
         more = _pss(bench, peer) - idle
         client.communicate(timeout=20)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from bench.peers import HOME, OURS, PEERS, PORT_AT_HOME, Peer, unit
 from bench.relays import connections, throughput, udp
 from bench.setting import Bench, start_peers
+from home_forwarder.render import load_program
 
+RELAY = "/usr/local/lib/home-forwarder/relay"
 FIRST_PORT = 7200
 BEST = ("nginx by hand", "HAProxy, splice", "systemd-socket-proxyd")
 """Peers to compare with."""
@@ -32,9 +34,10 @@ NGINX = {
     "nginx, buffer 128 KiB": (1, "", "proxy_buffer_size 128k;"),
     "nginx, buffer 256 KiB": (1, "", "proxy_buffer_size 256k;"),
     "nginx, buffer 512 KiB": (1, "", "proxy_buffer_size 512k;"),
-    "nginx, multi_accept": (1, "", "proxy_buffer_size 256k;"),
-    "nginx, 2 workers": (2, "", "proxy_buffer_size 256k;"),
-    "nginx, 2 workers, reuseport": (2, " reuseport", "proxy_buffer_size 256k;"),
+    "nginx, multi_accept": (1, "", "proxy_buffer_size 512k;"),
+    "nginx, memory given back": (1, "", "proxy_buffer_size 512k;"),
+    "nginx, 2 workers": (2, "", "proxy_buffer_size 512k;"),
+    "nginx, 2 workers, reuseport": (2, " reuseport", "proxy_buffer_size 512k;"),
 }
 """Workers, an option of `listen`, and a directive of TCP's server."""
 
@@ -80,7 +83,9 @@ stream {{
 """
     path = f"/etc/bench-{port}.conf"
     command = f"nginx -e stderr -c {path}"
-    return Peer(name, port, files={path: text}, start=unit(f"t{port}", command))
+    memory = load_program(RELAY).NGINX_MEMORY
+    kept = () if "given back" in name else (f"-p Environment=GLIBC_TUNABLES={memory}",)
+    return Peer(name, port, files={path: text}, start=unit(f"t{port}", command, *kept))
 
 
 def tuning(bench: Bench) -> None:

@@ -127,7 +127,7 @@ def environments():
 
 
 def units(ours):
-    """Units that systemd knows. `systemctl show` would take five times as long for hundreds."""
+    """Units that systemd knows; `systemctl show` would take seconds for those of 100 forwards."""
     settings = environments()
     found = {}
     for each in json.loads(output(*LIST_UNITS, "home-*") or "[]"):

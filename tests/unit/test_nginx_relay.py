@@ -47,7 +47,7 @@ def test_configuration(protocol: str, listen: str) -> None:
     assert found["proxy_pass"] == [f"[{ADDRESS}]:80"]
     assert found["proxy_timeout"] == [{"tcp": "7440s", "udp": "300s"}[protocol]]
     assert found.get("proxy_half_close") == {"tcp": ["on"], "udp": None}[protocol]
-    assert found.get("proxy_buffer_size") == {"tcp": ["256k"], "udp": ["64k"]}[protocol]
+    assert found.get("proxy_buffer_size") == {"tcp": ["512k"], "udp": ["64k"]}[protocol]
     assert "access_log" not in found
 
 
