@@ -28,6 +28,7 @@ TOTAL = Figure("memory a connection adds, the kernel's included", "KiB", False)
 BUSY = Figure("memory a connection adds when busy (PSS)", "KiB", False)
 
 STREAMS = 8
+MORE = 3  # times as many samples, each as much shorter: waiting suffers from a noisy machine most
 CROWD_ROUNDS = 3  # those that lose datagrams take 5 s each time
 
 # Runs on the VPS: the memory of all processes of some units, in KiB.
@@ -79,9 +80,10 @@ def connections(bench: Bench) -> None:
     for clients in (1, 32):
         case = "1 client" if clients == 1 else f"{clients} clients at once"
         bench.say(f"connections, {case} ...")
-        for number, peer in bench.rounds(bench.peers("tcp")):
+        for number, peer in bench.rounds(bench.peers("tcp"), MORE * bench.scale.rounds):
             bench.settle()
-            result = bench.load("connections", peer, clients=clients, seconds=bench.scale.seconds)
+            seconds = bench.scale.seconds / MORE
+            result = bench.load("connections", peer, clients=clients, seconds=seconds)
             bench.record("connections", case, NEW, peer.name, number, result["per_second"])
             if not math.isnan(result["p50"]):
                 bench.record("connections", case, P50, peer.name, number, result["p50"] * 1000)
