@@ -89,13 +89,11 @@ def test_dead_peers_are_found(lab: Lab, vps: Vps, booted: Checkout, relay: str) 
 
 
 def test_a_killed_relay_is_back(lab: Lab, vps: Vps, booted: Checkout) -> None:
-    """SIGKILL: back within 2 s, again and again; one time in five may be late on a busy machine."""
-    late = 0
-    for _ in range(5):
+    """SIGKILL: back within 2 s, again and again."""
+    for _ in range(8):
         vps.run(["systemctl", "kill", "-s", "KILL", TCP_RELAY])
         with lab.inside("client"):
-            late += ask_until(ask_tcp, vps.ipv4, TCP, "home0", seconds=15) > 2
-    assert late <= 1
+            assert ask_until(ask_tcp, vps.ipv4, TCP, "home0") < 2
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,30 @@ def test_wait_ends_as_soon_as_all_listen() -> None:
         done = remote("wait.py", job=relays)
     assert (done.returncode, done.stderr) == (0, "")
     assert time.monotonic() - started < 3
+
+
+def test_wait_is_patient_while_more_come_up() -> None:
+    """Hundreds of relays on a small VPS take longer than SECONDS, each of them not."""
+    short = ("SECONDS = 5.0", "SECONDS = 1.5")
+    sockets = [socket.socket() for _ in range(4)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+
+    def start_one_by_one() -> None:
+        for each in sockets:
+            time.sleep(0.7)
+            each.listen()
+
+    relays = [
+        {"unit": "t.service", "protocol": "tcp", "port": each.getsockname()[1]} for each in sockets
+    ]
+    starting = threading.Thread(target=start_one_by_one)
+    starting.start()
+    done = remote("wait.py", job=relays, change=short)
+    starting.join()
+    for each in sockets:
+        each.close()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_wait_without_relays() -> None:

@@ -20,7 +20,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from home_forwarder.compare import Changes, Observed, compare, problems
 from home_forwarder.config import Config
 from home_forwarder.plan import OWNED_FILES, OWNED_UNITS, File, Plan, make_plan
-from home_forwarder.render import REMOTE
+from home_forwarder.render import sent_program
 from operations.data import config_of
 from operations.facts import WITHOUT_PYTHON
 
@@ -92,18 +92,20 @@ class Target:
     def gather(self) -> Facts:
         """Look at the VPS. Raises: NotReached."""
         seen = Observed.from_json(
-            self._python(REMOTE / "observe.py", OWNED_FILES, OWNED_UNITS, otherwise=WITHOUT_PYTHON)
+            self._python(
+                sent_program("observe.py"), OWNED_FILES, OWNED_UNITS, otherwise=WITHOUT_PYTHON
+            )
         )
         if not (seen.systemd and seen.root and seen.python):
             why = problems(self.plan, seen) or ["python3 is not installed; a deploy installs it"]
             raise NotReached(f"cannot be looked at: {'; '.join(why)}")
-        more = self._python(LOOK_CLOSER)
+        more = self._python(LOOK_CLOSER.read_text(encoding="utf-8"))
         processes = {unit: Process(**each) for unit, each in more.pop("processes").items() if each}
         return Facts(seen=seen, processes=processes, **more)
 
-    def _python(self, program: Path, *arguments: str, otherwise: str = "false") -> dict[str, Any]:
+    def _python(self, source: str, *arguments: str, otherwise: str = "false") -> dict[str, Any]:
         """Run a program of ours there, or else a shell command, and return the JSON it prints."""
-        words = [program.read_text(encoding="utf-8"), *arguments]
+        words = [source, *arguments]
         command = (
             f"if command -v python3 >/dev/null; then timeout {LOOK_SECONDS} python3 -IS -c"
             + " %s" * len(words)
