@@ -367,6 +367,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
             HOMES, FORWARDS, check_interval=3600, preflight=False, notify={"mail_to": "root"}
         )
         checkout.deploy()
+        # The timer's run after the boot, which would mend what a round is just spoiling.
+        lab.vps["vps1"].run(
+            'until [ -n "$(systemctl show -P LastTriggerUSec home-address-updater.timer)" ];'
+            " do sleep 0.1; done; systemctl start home-address-updater"
+        )
         yield checkout
 
 
