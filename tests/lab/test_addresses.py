@@ -207,6 +207,19 @@ def on_disk(before: str, after: str = "true") -> Fault:
     return fault
 
 
+def both(*faults: Fault) -> Fault:
+    """Several faults at once."""
+
+    @contextlib.contextmanager
+    def fault(lab: Lab, vps: Vps) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for each in faults:
+                stack.enter_context(each(lab, vps))
+            yield
+
+    return fault
+
+
 STATE = "/var/lib/home-forwarder"
 FAULTS: dict[str, Fault] = {
     "SERVFAIL": dns("servfail"),
@@ -233,6 +246,10 @@ FAULTS: dict[str, Fault] = {
     "state file damaged": on_disk(f"echo '{{' >{STATE}/state.json"),
     "state file binary": on_disk(f"head -c 4096 /dev/urandom >{STATE}/state.json"),
     "state file missing": on_disk(f"rm {STATE}/state.json"),
+    "state file damaged, SERVFAIL": both(
+        on_disk(f"echo '{{' >{STATE}/state.json"), dns("servfail")
+    ),
+    "state file missing, NXDOMAIN": both(on_disk(f"rm {STATE}/state.json"), dns("nxdomain")),
     "state read-only": on_disk(
         f"mount --bind {STATE}/ {STATE}/ && mount -o remount,ro,bind {STATE}/", f"umount {STATE}/"
     ),
@@ -279,6 +296,25 @@ def test_no_fault_drops_a_connection(
         "faults", [(name, dropped, round(seconds, 2)) for name, dropped, _, seconds in rows]
     )
     assert [name for name, dropped, kept, _ in rows if dropped or not kept] == []
+
+
+@pytest.mark.relays("socat")
+def test_addresses_that_somebody_deleted(lab: Lab, vps: Vps, booted: Checkout) -> None:
+    """Forwards that were started without an address start by themselves; the others go on."""
+    stop_timer(vps)
+    connection = connect(lab, vps, 8001)
+    vps.run("sed -i --follow-symlinks /ADDRESS_0/d /etc/home-address-ipv6")
+    relay = f"home-tcpforwarder-46-to-6@0:{TCP}"
+    vps.run(
+        "systemctl restart 'home-*forwarder@0:*';"
+        f" timeout 5 sh -c 'while systemctl -q is-active {relay}; do sleep 0.1; done'"
+    )
+    with lab.inside("client"), pytest.raises(OSError):
+        ask_tcp(vps.ipv4, TCP)
+    look_up(vps)
+    with lab.inside("client"):
+        ask_until(ask_tcp, vps.ipv4, TCP, "home0 ")
+    assert whoami(connection) == f"home1 {lab.home['home1'].address}"
 
 
 @pytest.mark.relays("socat")

@@ -1113,6 +1113,65 @@ def test_run_after_damage(name: str, vps: Vps) -> None:
     assert vps.run().stderr == ""
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"homes": {}}'])
+def test_state_lost_while_dns_fails(content: bytes | None, vps: Vps) -> None:
+    """Promises 1 and 2 without the state: what the relays start from is kept, and not written anew."""
+    vps.homes(A, B).run()
+    vps.conf.write_text(vps.conf.read_text().replace(B, "nas.invalid"))
+    before = {path: path.stat().st_ino for path in vps.state.glob("*[0-9]*")}
+    before[vps.state / "watch/1"] = (vps.state / "watch/1").stat().st_ino
+    (vps.state / "state.json").unlink()
+    if content is not None:
+        (vps.state / "state.json").write_bytes(content)
+    done = vps.run()
+    assert (done.returncode, f"keeping {B}" in done.stdout) == (3, True), done.stdout
+    assert {path: path.stat().st_ino for path in before} == before
+    assert json.loads(vps.read("state.json"))["homes"]["nas.invalid"]["ipv6"]["address"] == B
+    assert vps.run().stderr == ""
+
+
+def test_state_lost_and_a_home_moved(vps: Vps) -> None:
+    """It is followed, and told, since the address that was in use is known."""
+    vps.homes(B, more="SEND_MAILS_TO=root\n").run()
+    (vps.state / "state.json").unlink()
+    vps.homes(A, more="SEND_MAILS_TO=root\n").run()
+    (event,) = vps.spooled()
+    assert (event["event"], event["old"], event["new"]) == ("changed", B, A)
+    assert vps.read("watch/0") == f"{A}\n"
+
+
+@pytest.mark.parametrize("content", ["", f"HOME_IPV6_ADDRESS_0={C}\n", "{", "\0"])
+def test_addresses_that_somebody_changed(content: str, vps: Vps) -> None:
+    """What relays may have started from is mended, and the watcher has them start again."""
+    vps.homes(A, B).run()
+    inodes = [(vps.state / "watch" / name).stat().st_ino for name in ("0", "1")]
+    (vps.state / "home-address-ipv6").write_text(f"{content}HOME_IPV6_ADDRESS_1={B}\n")
+    assert vps.run().returncode == 0
+    assert vps.read("home-address-ipv6") == f"HOME_IPV6_ADDRESS_0={A}\nHOME_IPV6_ADDRESS_1={B}\n"
+    now = [(vps.state / "watch" / name).stat().st_ino for name in ("0", "1")]
+    assert now[0] != inodes[0]
+    whole = content in ("", f"HOME_IPV6_ADDRESS_0={C}\n")
+    assert (now[1] == inodes[1]) == whole
+    assert vps.read("watch/0") == f"{A}\n"
+
+
+@given(
+    st.binary(max_size=80)
+    | st.builds("HOME_IPV6_ADDRESS_0={}\n".format, st.sampled_from([A, V4]) | st.text()).map(
+        lambda text: text.encode("utf-8", "replace")
+    )
+)
+@example(b"HOME_IPV6_ADDRESS_0=::1%lo\n")
+@example(b"HOME_IPV6_ADDRESS_0=x\0\n")
+def test_any_bytes_as_addresses_in_use(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    """Promise 7: never an exception, and what is let through can be used."""
+    directory = tmp_path_factory.getbasetemp()
+    (directory / "home-address-ipv6").write_bytes(content)
+    check_usable(updater.state_in_use(str(directory), [home()]))
+
+
 def test_runs_at_once(vps: Vps) -> None:
     """Promise 7: two conf files by turns, eight runs: each file is a whole one, and they agree."""
     other = Vps(vps.conf.parent)
