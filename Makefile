@@ -26,7 +26,7 @@ test: needs-lab $(VENV)/developer ## every check and every test (root, Linux)
 unit: $(VENV)/developer ## the tests that need neither root nor a lab
 	$(BIN)/pytest tests/unit
 
-fuzz: $(VENV)/developer ## look for bad input that no test knows yet: some minutes of random examples
+fuzz: $(VENV)/developer ## look for bad input that no test knows yet, with new random examples
 	$(BIN)/pytest --hypothesis-profile fuzz -m hypothesis tests/unit
 
 lab-test: needs-lab $(VENV)/developer ## the tests on real VPSes
