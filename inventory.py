@@ -5,6 +5,8 @@ ssh_user         who logs in: "root" (the default here), or a user who may use s
 ssh_key          the private key, if it is not one that ssh finds by itself
 ssh_port         where sshd listens, 22 if not said
 _sudo            True if ssh_user is not root
+_sudo_password   if sudo asks for one and you do not want to be asked
+ssh_password     if there is no key
 
 Every key of group_data/all.py can stand here as well: it then replaces that key for this one VPS.
 """

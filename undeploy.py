@@ -4,14 +4,11 @@
 Packages stay: others may use them by now.
 """
 
-from home_forwarder.plan import Plan
-from operations.host import can_deploy, switch_is_on
-from operations.system import leave_nginx_service_disabled, remove_state, switch_units
+import sys
+from pathlib import Path
 
-nothing = Plan()
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # pyinfra may be run in any directory
 
-if can_deploy(nothing):
-    leave_nginx_service_disabled()
-    switch_units(name="Stop and delete everything", plan=nothing)
-    if switch_is_on("remove_state"):
-        remove_state(name="Delete the known addresses and waiting messages")
+from operations.deploys import take_away
+
+take_away()

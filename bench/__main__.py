@@ -47,7 +47,7 @@ def versions(bench: Bench) -> list[str]:
 
 
 def main() -> int:
-    """Run what is asked for; 0, or 1 if something does not work."""
+    """Run what is asked for. Returns: the exit status; 1 if something does not work."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "--only",

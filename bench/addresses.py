@@ -58,7 +58,7 @@ def _move(bench: Bench, number: int) -> None:
 
     def ask(name: str) -> None:
         with bench.lab.inside("client"):
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + 15  # then this sample is left out
             while time.monotonic() < deadline:
                 try:
                     if address in ask_tcp(bench.vps.ipv4, MOVING_PORT[name]):
@@ -71,7 +71,7 @@ def _move(bench: Bench, number: int) -> None:
     threads = [threading.Thread(target=ask, args=(name,)) for name in OURS]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    time.sleep(0.1)  # both ask by now
     bench.vps.run(["home-address-update"])
     looked_up = min(
         query.time

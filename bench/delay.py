@@ -15,9 +15,11 @@ import struct
 import time
 from collections import deque
 
-ETH_P_ALL = 3
+ETH_P_ALL = 3  # linux/if_ether.h
+WAITING = 8 * 1024 * 1024  # bytes: what arrives while Python is busy with others is not lost
+# linux/if_packet.h; the socket module does not have them.
 SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23
-LARGEST = 128 * 1024
+LARGEST = 128 * 1024  # bytes; a packet that is cut up only later (GSO) has 64 KiB, and its header
 
 
 def open_interface(name: str) -> socket.socket:
@@ -29,7 +31,7 @@ def open_interface(name: str) -> socket.socket:
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     opened.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024 * 1024)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WAITING)
     # Promiscuous: what is for the others' addresses as well.
     membership = struct.pack("iHH8s", socket.if_nametoindex(name), 1, 0, b"")
     opened.setsockopt(SOL_PACKET, 1, membership)

@@ -20,7 +20,8 @@ from typing import Any
 from bench.results import Figure
 from bench.setting import Bench
 from home_forwarder.config import load_config
-from home_forwarder.plan import STATE, UNITS, Plan, make_plan
+from home_forwarder.plan import STATE, UNITS, Plan
+from home_forwarder.planning import make_plan
 from lab import LabError
 from lab.checkout import Checkout
 from lab.network import INTERNET, ip
@@ -30,6 +31,8 @@ SECONDS = Figure("a deploy", "s", False)
 COMMANDS = Figure("remote commands on one VPS", "commands", False)
 
 FIRST, AGAIN = "first", "no change"
+FLOOR_TIMEOUT = 120.0  # s; apt installs packages in it
+ANSIBLE_TIMEOUT = 900.0  # s; 100 forwards take minutes
 ROUND_TRIP = 40  # ms, of a VPS on another continent's near side
 DELAY = Path(__file__).with_name("delay.py")
 ANSIBLE = Path(__file__).with_name("ansible")
@@ -207,9 +210,9 @@ def _archive(plan: Plan) -> bytes:
 def _deploy_floor(bench: Bench, plan: Plan, fresh: list[Vps]) -> None:
     """What no tool can be faster than: one command, everything in it, nothing looked at."""
     script = (
-        f"tar xzf - -C / && {{ dpkg -s {' '.join(plan.packages)} >/dev/null 2>&1 ||"
+        f"tar xzf - -C / && {{ dpkg -s {' '.join(package.name for package in plan.packages)} >/dev/null 2>&1 ||"
         " { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq"
-        f" --no-install-recommends {' '.join(plan.packages)}; }} >/dev/null; }} && mkdir -p {STATE}"
+        f" --no-install-recommends {' '.join(package.name for package in plan.packages)}; }} >/dev/null; }} && mkdir -p {STATE}"
         f" && systemctl daemon-reload && /usr/local/bin/home-address-update >/dev/null 2>&1"
         f" && systemctl start {shlex.join(plan.running)}"
     )
@@ -221,7 +224,7 @@ def _deploy_floor(bench: Bench, plan: Plan, fresh: list[Vps]) -> None:
             running.append(
                 bench.lab.operator.popen(["ssh", f"root@{vps.name}", script], stdin=file)
             )
-    statuses = [process.wait(120) for process in running]
+    statuses = [process.wait(FLOOR_TIMEOUT) for process in running]
     if any(statuses):
         raise LabError("the floor of the benchmark of deploys failed")
 
@@ -249,7 +252,7 @@ def _deploy_with_ansible(bench: Bench, plan: Plan, fresh: list[Vps], program: Pa
     work.mkdir()
     (work / "inventory").write_text("".join(f"{vps.name} ansible_user=root\n" for vps in fresh))
     values = {
-        "packages": list(plan.packages),
+        "packages": [package.name for package in plan.packages],
         "directories": sorted(
             {STATE, *(str(Path(file.path).parent) for file in plan.files)} - {"/etc", UNITS}
         ),
@@ -270,7 +273,7 @@ def _deploy_with_ansible(bench: Bench, plan: Plan, fresh: list[Vps], program: Pa
     bench.lab.operator.run(
         [str(program), "-i", "inventory", "-e", "@values.json", "playbook.yml"],
         cwd=work,
-        timeout=900,
+        timeout=ANSIBLE_TIMEOUT,
         env={
             "ANSIBLE_PIPELINING": "1",
             "ANSIBLE_FORKS": "10",

@@ -25,13 +25,15 @@ import threading
 import time
 from pathlib import Path
 
-BLOCK = 4 * 1024 * 1024
+BLOCK = 4 * 1024 * 1024  # bytes by one call: so many that Python costs nothing
 ANSWER = b"x" * 64
 WARM_UP = 0.2  # seconds until TCP's windows are open
 LARGEST_BURST = 0.001  # seconds whose datagrams may follow each other directly
-PATIENCE = 4.0  # seconds for what is under way when the time is up
-SO_ATTACH_FILTER = 26
-UDP_SEGMENT, MOST_SEGMENTS = 103, 16  # datagrams in one call; more would be a burst for the relay
+TIME_TO_FINISH = 4.0  # seconds for what is under way when the time is up: a SYN sent twice more
+LOWEST_RATE = 2_000.0  # datagrams a second, which every relay manages
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+UDP_SEGMENT = 103  # linux/udp.h
+MOST_SEGMENTS = 16  # datagrams in one call; more would be a burst for the relay
 COUNTED, QUESTION = b"C", b"Q"
 # Classic BPF (linux/filter.h), behind the 8 bytes of UDP's header: drop what begins with COUNTED.
 DROP_COUNTED = (
@@ -192,7 +194,7 @@ def connections(arguments: argparse.Namespace) -> dict[str, object]:
     in_time = 0
     for _ in range(arguments.clients):
         begin()
-    while begun and time.perf_counter() < deadline + PATIENCE:
+    while begun and time.perf_counter() < deadline + TIME_TO_FINISH:
         for number, event in poll.poll(0.2):
             each, since = begun[number]
             try:
@@ -292,7 +294,7 @@ def send_at(datagrams: socket.socket, size: int, rate: float, seconds: float) ->
 def rate(arguments: argparse.Namespace) -> dict[str, object]:
     """The highest rate at which less than 1 % is lost, by halving the interval of its logarithm."""
     home = (arguments.home, arguments.home_port)
-    low, high, best = 2_000.0, arguments.most, 0.0
+    low, high, best = LOWEST_RATE, arguments.most, 0.0
     with socket.socket(family(arguments.address), socket.SOCK_DGRAM) as datagrams:
         datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * 1024 * 1024)
         datagrams.connect((arguments.address, arguments.port))

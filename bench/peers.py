@@ -18,11 +18,11 @@ DIRECT, SHELL = "direct", "shell version (socat)"
 class Peer:
     """A relay.
 
-    + protocols: what it can relay
-    + start: shell command that starts it on the VPS; empty for ours
-    + units: the systemd units of its processes, by protocol, to find their memory
-    + version: shell command that tells its version
-    + usual: take part in a quick run
+    protocols: what it can relay
+    start: shell command that starts it on the VPS; empty for ours
+    units: the systemd units of its processes, by protocol, to find their memory
+    version: shell command that tells its version
+    usual: take part in a quick run
     """
 
     name: str

@@ -27,7 +27,7 @@ PSS = Figure("memory of the relay's processes (PSS)", "MiB", False)
 TOTAL = Figure("memory a connection adds, the kernel's included", "KiB", False)
 BUSY = Figure("memory a connection adds when busy (PSS)", "KiB", False)
 
-STREAMS = 8
+STREAMS = 8  # enough to keep every process of a relay busy
 MORE = 3  # times as many samples, each as much shorter: waiting suffers from a noisy machine most
 CROWD_ROUNDS = 3  # those that lose datagrams take 5 s each time
 
@@ -153,14 +153,14 @@ def memory(bench: Bench) -> None:
                 bench.say(f"  {peer.name}: only {held} of {count} connections")
                 continue
             bench.record("memory", case, PSS, peer.name, number, pss / 1024)
-            if count >= 100:
+            if count >= 100:  # fewer are lost in the noise of the whole VPS
                 bench.record("memory", case, TOTAL, peer.name, number, more / count / 1024)
     bench.say(f"memory, {STREAMS} busy connections ...")
     for number, peer in bench.rounds(peers, min(CROWD_ROUNDS, bench.scale.rounds)):
         bench.settle()
         idle = _pss(bench, peer)
         client = bench.start_load("throughput", peer, streams=STREAMS, seconds=3)
-        time.sleep(0.7)
+        time.sleep(0.7)  # all streams flow, and there are two seconds left to look
         more = _pss(bench, peer) - idle
         client.communicate(timeout=20)
         bench.record(

@@ -12,8 +12,21 @@ from pathlib import Path
 
 import jinja2
 
+from bench.deploying import COMMANDS, SECONDS
 from bench.peers import DIRECT, OURS, SHELL
-from bench.results import Row, Sample, Table, tables
+from bench.relays import (
+    ANSWERED,
+    BUSY,
+    CPU,
+    GBIT,
+    NEW,
+    P99,
+    PSS,
+    UDP_P50,
+    UDP_P99,
+    UDP_RATE,
+)
+from bench.results import Figure, Row, Sample, Table, tables
 
 CHART = Path(__file__).with_name("chart.svg.j2")
 SOCAT, NGINX = OURS
@@ -32,28 +45,27 @@ class Goal:
 
 
 class Results:
-    """The tables of a run, found by their names."""
+    """The tables of a run, found by benchmark, case and figure."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self.tables = tables(samples)
 
-    def table(self, benchmark: str, case: str, figure: str) -> Table | None:
+    def table(self, benchmark: str, case: str, figure: Figure) -> Table | None:
         return next(
             (
                 table
                 for table in self.tables
-                if (table.benchmark, table.case) == (benchmark, case)
-                and table.figure.name.startswith(figure)
+                if (table.benchmark, table.case, table.figure) == (benchmark, case, figure)
             ),
             None,
         )
 
-    def median(self, benchmark: str, case: str, figure: str, peer: str) -> float | None:
+    def median(self, benchmark: str, case: str, figure: Figure, peer: str) -> float | None:
         table = self.table(benchmark, case, figure)
         row = table.row(peer) if table else None
         return row.median if row else None
 
-    def best_peer(self, benchmark: str, case: str, figure: str) -> Row | None:
+    def best_peer(self, benchmark: str, case: str, figure: Figure) -> Row | None:
         """The best that is neither ours nor the direct path."""
         table = self.table(benchmark, case, figure)
         rows = [row for row in table.rows if row.peer not in (DIRECT, *OURS)] if table else []
@@ -65,15 +77,15 @@ class Results:
     def goals(self) -> list[Goal]:
         """Those whose figures this run has."""
         found: list[Goal | None] = [
-            self._beside_the_best("throughput", "1 stream", "throughput", OURS, 1.0),
-            self._beside_the_best("throughput", "8 streams", "throughput", OURS, 1.0),
-            self._beside_the_best("connections", "1 client", "new", [NGINX], 0.95),
-            self._beside_the_best("connections", "32 clients at once", "new", [NGINX], 0.95),
-            self._beside("connections", "1 client", "new", SOCAT, SHELL, 1.0),
-            self._beside("connections", "32 clients at once", "new", SOCAT, SHELL, 1.0),
+            self._beside_the_best("throughput", "1 stream", GBIT, OURS, 1.0),
+            self._beside_the_best("throughput", "8 streams", GBIT, OURS, 1.0),
+            self._beside_the_best("connections", "1 client", NEW, [NGINX], 0.95),
+            self._beside_the_best("connections", "32 clients at once", NEW, [NGINX], 0.95),
+            self._beside("connections", "1 client", NEW, SOCAT, SHELL, 1.0),
+            self._beside("connections", "32 clients at once", NEW, SOCAT, SHELL, 1.0),
             self._p99(),
-            self._beside_the_best("udp", "100 bytes", "rate", OURS, 1.0),
-            self._beside_the_best("udp", "1400 bytes", "rate", OURS, 1.0),
+            self._beside_the_best("udp", "100 bytes", UDP_RATE, OURS, 1.0),
+            self._beside_the_best("udp", "1400 bytes", UDP_RATE, OURS, 1.0),
             *(self._no_change(forwards) for forwards in (2, 100)),
             self._same_for_any_number(),
             self._beside_ansible(),
@@ -82,7 +94,7 @@ class Results:
         return [goal for goal in found if goal]
 
     def _beside_the_best(
-        self, benchmark: str, case: str, figure: str, ours: Iterable[str], least: float
+        self, benchmark: str, case: str, figure: Figure, ours: Iterable[str], least: float
     ) -> Goal | None:
         best = self.best_peer(benchmark, case, figure)
         candidates = {name: self.median(benchmark, case, figure, name) for name in ours}
@@ -98,7 +110,7 @@ class Results:
         )
 
     def _beside(
-        self, benchmark: str, case: str, figure: str, ours: str, peer: str, least: float
+        self, benchmark: str, case: str, figure: Figure, ours: str, peer: str, least: float
     ) -> Goal | None:
         own = self.median(benchmark, case, figure, ours)
         other = self.median(benchmark, case, figure, peer)
@@ -111,7 +123,7 @@ class Results:
         )
 
     def _p99(self) -> Goal | None:
-        where = ("connections", "32 clients at once", "connect and answer, p99")
+        where = ("connections", "32 clients at once", P99)
         own, other = self.median(*where, SOCAT), self.median(*where, SHELL)
         if not own or not other:
             return None
@@ -123,7 +135,7 @@ class Results:
 
     def _deploy(self, kind: str, vpses: str, forwards: int, ms: int, tool: str) -> float | None:
         case = f"{kind}, {vpses}, {forwards} forwards, {ms} ms"
-        return self.median("deploy", case, "a deploy", tool)
+        return self.median("deploy", case, SECONDS, tool)
 
     def _no_change(self, forwards: int) -> Goal | None:
         took = self._deploy("no change", "1 VPS", forwards, 40, "ours")
@@ -222,25 +234,28 @@ def _full(table: Table) -> str:
     return f"{title}\n\n{markdown(['', 'median', 'quartiles', *heads], rows)}\n"
 
 
-SUMMARY = {
+Column = tuple[str, str, str, Figure]
+"""Its heading; benchmark, case and figure of what stands in it."""
+
+SUMMARY: dict[str, list[Column]] = {
     "TCP": [
-        ("1 stream, Gbit/s", "throughput", "1 stream", "throughput"),
-        ("8 streams, Gbit/s", "throughput", "8 streams", "throughput"),
-        ("s of CPU/GB", "throughput", "1 stream", "processor"),
-        ("new/s, 1 client", "connections", "1 client", "new"),
-        ("new/s, 32 clients", "connections", "32 clients at once", "new"),
-        ("p99 of 32, ms", "connections", "32 clients at once", "connect and answer, p99"),
-        ("MiB, 1 idle", "memory", "1 idle connection", "memory of"),
-        ("MiB, 1,000 idle", "memory", "1,000 idle connections", "memory of"),
-        ("KiB, a busy one", "memory", "8 busy connections", "memory a connection adds when"),
+        ("1 stream, Gbit/s", "throughput", "1 stream", GBIT),
+        ("8 streams, Gbit/s", "throughput", "8 streams", GBIT),
+        ("s of CPU/GB", "throughput", "1 stream", CPU),
+        ("new/s, 1 client", "connections", "1 client", NEW),
+        ("new/s, 32 clients", "connections", "32 clients at once", NEW),
+        ("p99 of 32, ms", "connections", "32 clients at once", P99),
+        ("MiB, 1 idle", "memory", "1 idle connection", PSS),
+        ("MiB, 1,000 idle", "memory", "1,000 idle connections", PSS),
+        ("KiB, a busy one", "memory", "8 busy connections", BUSY),
     ],
     "UDP": [
-        ("100 bytes, Mbit/s", "udp", "100 bytes", "rate"),
-        ("1,400 bytes, Mbit/s", "udp", "1400 bytes", "rate"),
-        ("round trip p50, µs", "udp", "1 client", "round trip, p50"),
-        ("p99, µs", "udp", "1 client", "round trip, p99"),
-        ("answered of 100 at once", "udp", "100 clients at the same moment", "got their own"),
-        ("answered of 2,000 at 1,000/s", "udp", "2,000 clients at 1,000/s", "got their own"),
+        ("100 bytes, Mbit/s", "udp", "100 bytes", UDP_RATE),
+        ("1,400 bytes, Mbit/s", "udp", "1400 bytes", UDP_RATE),
+        ("round trip p50, µs", "udp", "1 client", UDP_P50),
+        ("p99, µs", "udp", "1 client", UDP_P99),
+        ("answered of 100 at once", "udp", "100 clients at the same moment", ANSWERED),
+        ("answered of 2,000 at 1,000/s", "udp", "2,000 clients at 1,000/s", ANSWERED),
     ],
 }
 
@@ -251,8 +266,8 @@ def summary(results: Results) -> str:
     for title, columns in SUMMARY.items():
         found = [column for column in columns if results.table(*column[1:])]
         peers: dict[str, None] = {}
-        for _, *where in found:
-            table = results.table(*where)
+        for _, benchmark, case, figure in found:
+            table = results.table(benchmark, case, figure)
             peers |= {row.peer: None for row in table.rows} if table else {}
         if peers:
             rows = [
@@ -270,8 +285,8 @@ def summary(results: Results) -> str:
         for case in cases:
             row = [case]
             for tool in tools:
-                took = results.median("deploy", case, "a deploy", tool)
-                commands = results.median("deploy", case, "remote", tool)
+                took = results.median("deploy", case, SECONDS, tool)
+                commands = results.median("deploy", case, COMMANDS, tool)
                 row.append(f"{took:.1f} s, {commands:.0f}" if took and commands else "")
             rows.append(row)
         parts.append(markdown(["deploy: time, remote commands", *tools], rows))
@@ -342,14 +357,17 @@ def write(directory: Path, samples: Sequence[Sample], facts: dict[str, object]) 
         (directory / "chart.svg").write_text(picture)
 
 
-PANELS = (
-    ("TCP throughput, 1 stream, Gbit/s", "throughput", "1 stream", "throughput"),
-    ("New TCP connections per second, 32 clients", "connections", "32 clients at once", "new"),
+CAPTION, TITLE, BAR, GAP = 34, 26, 20, 22
+"""Heights in chart.svg.j2, in pixels: its text has 11 to 14."""
+
+PANELS: tuple[Column, ...] = (
+    ("TCP throughput, 1 stream, Gbit/s", "throughput", "1 stream", GBIT),
+    ("New TCP connections per second, 32 clients", "connections", "32 clients at once", NEW),
     (
         "UDP: of 2,000 new clients in 2 s, how many are answered",
         "udp",
         "2,000 clients at 1,000/s",
-        "got their own",
+        ANSWERED,
     ),
 )
 
@@ -357,9 +375,9 @@ PANELS = (
 def chart(results: Results, facts: dict[str, object]) -> str | None:
     """An SVG with a panel for each of PANELS; None if the run has not all of their figures."""
     panels = []
-    top = 34
-    for title, *where in PANELS:
-        table = results.table(*where)
+    top = CAPTION
+    for title, benchmark, case, figure in PANELS:
+        table = results.table(benchmark, case, figure)
         if not table:
             return None
         longest = max(max(row.median, *row.quartiles) for row in table.rows) or 1
@@ -371,12 +389,12 @@ def chart(results: Results, facts: dict[str, object]) -> str | None:
                 "low": row.quartiles[0] / longest,
                 "high": row.quartiles[1] / longest,
                 "kind": "ours" if row.peer in OURS else "direct" if row.peer == DIRECT else "peer",
-                "y": top + 26 + 20 * index,
+                "y": top + TITLE + BAR * index,
             }
             for index, row in enumerate(table.rows)
         ]
         panels.append({"title": title, "bars": bars, "y": top})
-        top += 26 + 20 * len(bars) + 22
+        top += TITLE + BAR * len(bars) + GAP
     caption = (
         f"{str(facts['date']).partition(' ')[0]}; {facts['cpu']}, {facts['cores']} cores for client,"
         f" relay and home; medians, lines: quartiles of {facts['rounds']} rounds"

@@ -21,8 +21,9 @@ class Figure:
 class Sample:
     """One measured value.
 
-    + benchmark, case: "throughput", "1 stream"
-    + peer: who was measured: "direct", "ours, socat", ...
+    benchmark: e.g. "throughput"
+    case: e.g. "1 stream"
+    peer: who was measured: "direct", "ours, socat", ...
     """
 
     benchmark: str

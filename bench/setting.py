@@ -16,13 +16,14 @@ from typing import Any
 
 from bench.peers import OURS, PEERS, PORT_AT_HOME, Peer
 from bench.results import Figure, Sample
-from home_forwarder.plan import NGINX_PACKAGES
+from home_forwarder.relay_programs import package_names
 from lab import Lab, LabError
 from lab.checkout import Checkout
 from lab.host import Host
 from lab.vps import Vps
 
 LOAD = Path(__file__).with_name("load.py")
+# Beside those of the peers (70xx); to home1, which moves.
 MOVING_PORT = {"ours, socat": 7101, "ours, nginx": 7102}
 SYSCTLS = {
     # After many short connections ports run out, and every later figure is wrong.
@@ -36,9 +37,10 @@ SYSCTLS = {
 class Scale:
     """How much is measured.
 
-    + rounds: how often each sample is taken; + seconds: how long one takes
-    + quick: only see that everything runs
-    + thorough: also what takes ten minutes more
+    rounds: how often each sample is taken
+    seconds: how long one takes
+    quick: only see that everything runs
+    thorough: also what takes ten minutes more
     """
 
     rounds: int
@@ -96,7 +98,7 @@ class Bench:
         return self.vps.ipv4, peer.port
 
     def load(self, what: str, peer: Peer, **options: Any) -> dict[str, Any]:
-        """Run one client of bench/load.py and return what it measured."""
+        """Run one client of bench/load.py. Returns: what it measured."""
         address, port = self.target(peer)
         command = [sys.executable, "-I", "-S", str(LOAD), what, address, str(port)]
         for name, value in options.items():
@@ -125,10 +127,10 @@ class Bench:
 
     def settle(self) -> None:
         """Wait until the VPS has nothing left to do from the sample before."""
-        for _ in range(20):
+        for _ in range(20):  # a second at most: some relays never rest
             before = self.cpu_seconds()
             time.sleep(0.05)
-            if self.cpu_seconds() - before < 0.005:
+            if self.cpu_seconds() - before < 0.005:  # a tenth of a core: systemd and sshd
                 return
 
 
@@ -151,7 +153,7 @@ def setting(
 ) -> Iterator[Bench]:
     """A lab with what all benchmarks need.
 
-    + relays: with the VPS on which relays and peers run
+    relays: with the VPS on which relays and peers run
     """
     with (
         tempfile.TemporaryDirectory(prefix="home-forwarder-bench-") as work,
@@ -170,7 +172,7 @@ def _start_relays(bench: Bench) -> None:
     vps = lab.add_vps(
         "relays",
         bench.release,
-        packages=sorted({"socat", *NGINX_PACKAGES, "bind9-dnsutils", *packages}),
+        packages=sorted({"socat", *package_names("nginx"), "bind9-dnsutils", *packages}),
         prepare=disable_services,
     )
     home = lab.home["home0"]
@@ -203,7 +205,7 @@ def _start_relays(bench: Bench) -> None:
 
 
 def start_peers(bench: Bench, peers: list[Peer]) -> None:
-    """Start those that run beside ours, and see that each relays."""
+    """Start those that run beside ours, and see that each relays. Raises: LabError if not."""
     for peer in peers:
         if peer.start:
             for path, text in peer.files.items():
@@ -216,7 +218,7 @@ def start_peers(bench: Bench, peers: list[Peer]) -> None:
 
 
 def _check(bench: Bench, peer: Peer, protocol: str) -> None:
-    """See that this peer relays at all; LabError if not."""
+    """See that this peer relays at all. Raises: LabError if not."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if protocol == "tcp":

@@ -9,10 +9,10 @@ from __future__ import annotations
 from bench.peers import HOME, OURS, PEERS, PORT_AT_HOME, Peer, unit
 from bench.relays import connections, throughput, udp
 from bench.setting import Bench, start_peers
-from home_forwarder.render import load_program
+from home_forwarder.render import module_of
 
 RELAY = "/usr/local/lib/home-forwarder/relay"
-FIRST_PORT = 7200
+FIRST_PORT = 7200  # behind those of the peers
 BEST = ("nginx by hand", "HAProxy, splice", "systemd-socket-proxyd")
 """Peers to compare with."""
 
@@ -83,7 +83,7 @@ stream {{
 """
     path = f"/etc/bench-{port}.conf"
     command = f"nginx -e stderr -c {path}"
-    memory = load_program(RELAY).NGINX_MEMORY
+    memory = module_of(RELAY).NGINX_MEMORY
     kept = () if "given back" in name else (f"-p Environment=GLIBC_TUNABLES={memory}",)
     return Peer(name, port, files={path: text}, start=unit(f"t{port}", command, *kept))
 

@@ -4,11 +4,14 @@
 Names that begin with _ are yours; any other name that is not explained here is an error.
 """
 
-# The homes. The position in this list is the INDEX in unit names: 0, 1, ...
+# The homes. Each has an INDEX in the names of its units: its position in this list (0, 1, ...), or what
+# it says. When a home that does not say it moves up or down, the connections of its forwards end.
 #   name           short, for this file: a-z, 0-9, - and _
 #   hostname       its DNS name (kept up to date by the router or a DynDNS client), or an IPv6 address
 #   description    for people, in logs and mails; the name if left out
 #   allow_private  True: accept a private (ULA, fc00::/7) address; False if left out
+#   index          its INDEX, 0 to 999, so that taking away or adding another home does not move it; the
+#                  position if left out
 homes = [
     {"name": "fritzbox", "hostname": "fritzbox.example.net", "description": "Fritz!Box at home"},
     {"name": "nas", "hostname": "nas.example.net", "description": "Home server"},

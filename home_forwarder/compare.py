@@ -4,24 +4,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from home_forwarder.plan import UNITS, File, Link, Plan, Relay
+from home_forwarder.plan import UNITS, File, Link, Listen, Plan, Relay
+
+REVISION = "FORWARD_REVISION"
+ADDRESS = "HOME_IPV6_ADDRESS_{0}"
+"""Keys of a relay's environment, as question() in home_forwarder/planning.py asks for them."""
+
+
+@dataclass(frozen=True)
+class SeenFile:
+    """A file, link, or something else (neither digest nor target) that is there."""
+
+    mode: str
+    owner: str
+    group: str
+    sha256: str | None = None
+    target: str | None = None
+    unread: bool = False
+    """Its reader (systemd, for a unit) has not read it since it changed."""
+
+
+@dataclass(frozen=True)
+class SeenUnit:
+    """A unit that systemd knows; the first three as systemctl calls them."""
+
+    load: str
+    active: str
+    sub: str
+    runs: bool = False
+    """It has a process."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Of a relay's process: REVISION and ADDRESS."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who listens on a port of the plan: address is "*" for both families at once."""
+
+    protocol: str
+    address: str
+    port: int
+    program: str
+    unit: str
+
+    @property
+    def families(self) -> str:
+        """The families that it takes, as `listen` of a forward says them."""
+        return "46" if self.address == "*" else "6" if ":" in self.address else "4"
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A VPS as it is, from operations/remote/observe.py. The default is one with nothing on it."""
+    """A VPS as it is, from home_forwarder/remote/observe.py. The default has nothing on it."""
 
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    basis: str = ""
+    """What tells this state of files, and after a blank of units, from another."""
+    files: Mapping[str, SeenFile] = field(default_factory=dict)
     deleted_since_load: bool = False
     masked: tuple[str, ...] = ()
-    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    listeners: tuple[Mapping[str, Any], ...] = ()
+    units: Mapping[str, SeenUnit] = field(default_factory=dict)
+    listeners: tuple[Listener, ...] = ()
     packages: tuple[str, ...] = ()
     addresses: Mapping[str, str] = field(default_factory=dict)
+    """Known IPv6 addresses of the homes, by INDEX."""
+    texts: Mapping[str, str] = field(default_factory=dict)
     own_addresses: tuple[str, ...] = ()
+    """IPv6 addresses of the VPS, in 32 hexadecimal digits."""
     python: tuple[int, ...] = ()
     systemd: bool = True
     root: bool = True
@@ -29,32 +81,50 @@ class Observed:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Observed:
-        """Lists of `data` become tuples."""
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
-        return cls(**values)
+        """From what a VPS answered.
+
+        Raises: TypeError if it is of another shape.
+        """
+        made: Observed = _made(cls, data)
+        return made
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """A value of JSON as one of this type, and of no other. Raises: TypeError."""
+    origin, of = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        types = get_type_hints(kind)
+        # Of a key that is too many, or missing, __init__ says which it is.
+        return kind(**{key: _made(types.get(key, Any), each) for key, each in value.items()})
+    if origin is tuple and isinstance(value, list):
+        return tuple(_made(of[0], each) for each in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _made(of[1], each) for key, each in value.items()}
+    if kind is Any or type(value) in (of if origin is UnionType else (kind,)):
+        return value
+    raise TypeError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
 
 
 @dataclass(frozen=True)
 class Changes:
     """What a deploy has to do, in this order. Unit names, file paths."""
 
-    stop: tuple[str, ...]
-    write: tuple[File | Link, ...]
-    remove: tuple[str, ...]
-    reload: bool
-    look_up: bool
-    restart: tuple[str, ...]
-    start: tuple[str, ...]
+    write: tuple[File | Link, ...] = ()
+    stop: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    reload: bool = False
+    read_again: tuple[str, ...] = ()
+    """Units that have to start again since a file of theirs changed: File.reader."""
+    restart: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
 
     @property
-    def anything_starts(self) -> bool:
+    def may_start_relays(self) -> bool:
         """Is there a reason to see whether all relays have come up?"""
-        return bool(self.look_up or self.restart or self.start)
+        return bool(self.read_again or self.restart or self.start)
 
 
-NO_CHANGES = Changes((), (), (), reload=False, look_up=False, restart=(), start=())
+NO_CHANGES = Changes()
 
 
 def compare(plan: Plan, seen: Observed) -> Changes:
@@ -63,23 +133,25 @@ def compare(plan: Plan, seen: Observed) -> Changes:
     declared = {entry.path for entry in plan.entries}
     remove = tuple(sorted(path for path in seen.files if path not in declared))
     written = {entry.path for entry in write}
-    stop = tuple(sorted(name for name in seen.units if name not in plan.units and _up(seen, name)))
-    restart = (
-        *(relay.unit for relay in plan.relays if _outdated(relay, seen)),
-        *(unit for unit in plan.running if _waits_for_reload(unit, seen, written)),
-    )
+    unread = {path for path, file in seen.files.items() if file.unread}
+    readers = {file.path: file.reader for file in plan.files if file.reader}
     return Changes(
-        stop=stop,
         write=write,
-        remove=remove,
-        reload=any(path.startswith(f"{UNITS}/") for path in (*written, *remove))
-        or seen.deleted_since_load
-        or any(entry.get("unread") for entry in seen.files.values()),
-        look_up=bool(plan.files)
-        and (
-            "/etc/home-forwarder.conf" in written or not _active(seen, "home-address-updater.timer")
+        stop=tuple(
+            sorted(name for name in seen.units if name not in plan.units and _up(seen, name))
         ),
-        restart=restart,
+        remove=remove,
+        reload=any(path.startswith(f"{UNITS}/") for path in (*written, *remove, *unread))
+        or seen.deleted_since_load,
+        read_again=tuple(
+            dict.fromkeys(
+                reader for path, reader in readers.items() if path in written or path in unread
+            )
+        ),
+        restart=(
+            *(relay.unit for relay in plan.relays if _outdated(relay, seen)),
+            *(unit for unit in plan.running if _runs_by_older_file(unit, seen, written | unread)),
+        ),
         start=tuple(_down(plan, seen)),
     )
 
@@ -103,82 +175,93 @@ def problems(plan: Plan, seen: Observed) -> list[str]:
         )
     paths = {entry.path for entry in plan.entries} | {f"{UNITS}/{unit}" for unit in plan.units}
     for name in (name for name in seen.masked if f"{UNITS}/{name}" in paths):
-        found.append(f"{name} is masked here; to let us have it again: systemctl unmask {name}")
-    ours = plan.units | frozenset(seen.units)
-    for relay in plan.relays:
-        for listener in seen.listeners:
-            if _takes(listener, relay) and listener["unit"] not in ours:
+        found.append(
+            f"{name} is masked here; to let us have it again: systemctl unmask {name}"
+            " (with --runtime if it was masked so)"
+        )
+    if seen.root:  # nobody else can see whose a socket is
+        ours = plan.units | frozenset(seen.units)
+        for listen in plan.listens:
+            other = next((each for each in seen.listeners if _takes(each, listen, ours)), None)
+            if other:
                 found.append(
-                    f"{relay.protocol} port {relay.port} is taken by {_who(listener)}; forward"
+                    f"{other.protocol} port {other.port} is taken by {_who(other)}; forward"
                     " another port, or stop that program"
                 )
-                break
     return found
 
 
-def _same(entry: File | Link, seen: Mapping[str, Any] | None) -> bool:
+def _same(entry: File | Link, seen: SeenFile | None) -> bool:
     if seen is None:
         return False
     if isinstance(entry, Link):
-        return bool(seen.get("target") == entry.target)
+        return seen.target == entry.target
     return (
-        entry.has_content(seen.get("sha256", ""))
-        and seen["mode"] == entry.mode
-        and seen["owner"] == entry.owner
-        and seen["group"] == entry.group
+        seen.sha256 is not None
+        and entry.accepts(seen.sha256)
+        and (seen.mode, seen.owner, seen.group) == (entry.mode, entry.owner, entry.group)
     )
 
 
 def _active(seen: Observed, unit: str) -> bool:
-    return bool(seen.units.get(unit, {}).get("ActiveState") == "active")
+    return unit in seen.units and seen.units[unit].active == "active"
 
 
 def _up(seen: Observed, unit: str) -> bool:
     """Neither stopped nor unknown: running, starting, waiting for its restart, or failed."""
-    return bool(seen.units[unit]["ActiveState"] != "inactive")
+    return seen.units[unit].active != "inactive"
 
 
 def _outdated(relay: Relay, seen: Observed) -> bool:
     """It runs with other settings than its drop-in says, or leads to an address the home has left."""
     unit = seen.units.get(relay.unit)
-    if unit is None or not unit["Runs"]:
+    if unit is None or not unit.runs:
         return False
-    address = seen.addresses.get(str(relay.home), unit["HomeAddress"])
-    return bool(unit["Revision"] != relay.revision or unit["HomeAddress"] != address)
+    leads_to = unit.environment.get(ADDRESS, "")
+    known = seen.addresses.get(str(relay.home), leads_to)
+    return unit.environment.get(REVISION) != relay.revision or leads_to != known
 
 
-def _waits_for_reload(unit: str, seen: Observed, written: set[str]) -> bool:
+def _runs_by_older_file(unit: str, seen: Observed, changed: set[str]) -> bool:
     """A timer or path unit that runs by an older file than the one on the disk."""
     if unit.endswith(".service") or not _active(seen, unit):
         return False
     template = unit.partition("@")[0] + "@." + unit.rpartition(".")[2] if "@" in unit else unit
-    path = f"{UNITS}/{template}"
-    return path in written or bool(seen.files.get(path, {}).get("unread"))
+    return f"{UNITS}/{template}" in changed
+
+
+def _is_up(relay: SeenUnit | None) -> bool:
+    """Is it running, or starting? One that has ended, and is to be started again, may do so for ever."""
+    if relay is None:
+        return False
+    return relay.active == "active" or (
+        relay.active == "activating" and not relay.sub.startswith("auto-restart")
+    )
 
 
 def _down(plan: Plan, seen: Observed) -> list[str]:
     """Declared units that do not run. A relay without an address is no fault: it waits for one."""
     units = [unit for unit in plan.running if not _active(seen, unit)]
     for relay in plan.relays:
-        up = seen.units.get(relay.unit, {}).get("ActiveState") in ("active", "activating")
-        if not up and _active(seen, relay.forward) and str(relay.home) in seen.addresses:
+        if (
+            not _is_up(seen.units.get(relay.unit))
+            and _active(seen, relay.forward)
+            and str(relay.home) in seen.addresses
+        ):
             units.append(relay.unit)
     return units
 
 
-def _takes(listener: Mapping[str, Any], relay: Relay) -> bool:
-    """Would the relay's socket clash with this one?"""
-    address = str(listener["address"])
-    families = "6" if "[" in address or ":" in address else "46" if address == "*" else "4"
-    local = address.strip("[]").partition("%")[0]
+def _takes(listener: Listener, listen: Listen, ours: frozenset[str]) -> bool:
+    """Is it somebody else's, where the relay is to listen?"""
     return (
-        listener["protocol"] == relay.protocol
-        and listener["port"] == relay.port
-        and any(family in relay.listen for family in families)
-        and bool(local)
+        listener.unit not in ours
+        and listener.protocol == listen.protocol
+        and listen.ports.first <= listener.port <= listen.ports.last
+        and any(family in listen.families for family in listener.families)
     )
 
 
-def _who(listener: Mapping[str, Any]) -> str:
-    program = listener["program"] or "another program"
-    return f"{program} ({listener['unit']})" if listener["unit"] else str(program)
+def _who(listener: Listener) -> str:
+    program = listener.program or "another program"
+    return f"{program} ({listener.unit})" if listener.unit else program

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import tokenize
+from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -17,10 +19,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATES = PROJECT / "templates"
 PROGRAMS = PROJECT / "vps"
-REMOTE = PROJECT / "operations" / "remote"
+REMOTE = Path(__file__).resolve().parent / "remote"
 
 
-def _shell_quote(value: str) -> str:
+def shell_quote(value: str) -> str:
     """`value` in double quotes as sh, systemd's EnvironmentFile= and our own programs read it.
 
     Source: systemd.exec(5), EnvironmentFile=: in double quotes a backslash keeps the following
@@ -44,7 +46,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - units and shell-like settings, no HTML
     )
-    environment.filters["shell_quote"] = _shell_quote
+    environment.filters["shell_quote"] = shell_quote
     environment.filters["yaml"] = _yaml_quote
     return environment
 
@@ -57,25 +59,39 @@ def render(template: str, /, **values: object) -> str:
     return _environment().get_template(template).render(values)
 
 
-def program(path: str) -> str:
+def source_of(path: str) -> str:
     """The source of the program that belongs at `path` on a VPS."""
     return (PROGRAMS / path.lstrip("/")).read_text(encoding="utf-8")
 
 
-def sent_program(name: str) -> str:
-    """The source of a program that is sent to a VPS and does not stay there."""
-    return (REMOTE / name).read_text(encoding="utf-8")
+@cache
+def sent_source_of(name: str) -> str:
+    """The source of a program of home_forwarder/remote/, which is sent to a VPS and does not stay there.
+
+    A program is sent in one piece: what it imports from beside it is put in its place.
+    """
+    return _IMPORT.sub(
+        lambda found: sent_source_of(f"{found[1]}.py").partition(_FUTURE)[2].lstrip("\n"),
+        (REMOTE / name).read_text(encoding="utf-8"),
+    )
+
+
+_IMPORT = re.compile(r"^from home_forwarder\.remote\.(\w+) import (?:\([^)]*\)|.*)\n", re.MULTILINE)
+_FUTURE = "from __future__ import annotations\n"
+"""It must stand first in what is sent, and so once. What stands before it is said once too."""
 
 
 @cache
 def without_comments(source: str) -> str:
-    """A program that does the same in fewer bytes: its comments, docstrings and empty lines are gone.
+    """A program that does the same in fewer bytes: its comments, docstrings, annotations, what is for a
+    type checker only, and empty lines are gone; it is indented by one space a level.
 
     The lines that say what it is and under which licence stay. What is left is as it was, letter by
     letter, whichever Python this runs on.
     """
     lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
             node
         ):
@@ -88,11 +104,55 @@ def without_comments(source: str) -> str:
         number, column = token.start
         if token.type == tokenize.COMMENT and number > 2:
             lines[number - 1] = lines[number - 1][:column].rstrip()
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                lines[number - 1] = ""
+    for number, start, end in sorted(_annotations(tree, lines), reverse=True):
+        line = lines[number - 1].encode()
+        lines[number - 1] = (line[:start] + line[end:]).decode()
+    inside = _inside_strings(tree)
+    for number, text in enumerate(lines, start=1):
+        if number not in inside:
+            lines[number - 1] = " " * ((len(text) - len(text.lstrip(" "))) // 4) + text.lstrip(" ")
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
+def _inside_strings(tree: ast.Module) -> set[int]:
+    """Numbers of the lines that may begin inside of a string."""
+    return {
+        number
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant | ast.JoinedStr)
+        for number in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def _annotations(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, int, int]]:
+    """Where annotations of functions and variables are that take one line: its number, and the columns
+    where each begins and ends, in bytes. Those in a class stay, since they may be what it is made of."""
+    in_classes = {
+        child for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg) and node.annotation:
+            found = node.annotation
+            number, start = node.lineno, node.col_offset + len(node.arg.encode())
+        elif isinstance(node, ast.FunctionDef) and node.returns:
+            found = node.returns
+            number = found.lineno
+            start = lines[number - 1].encode().rfind(b" ->", 0, found.col_offset)
+        elif isinstance(node, ast.AnnAssign) and node.value and node not in in_classes:
+            found = node.annotation
+            number, start = node.target.end_lineno or 0, node.target.end_col_offset or 0
+        else:
+            continue
+        if number == found.lineno == found.end_lineno and start >= 0:
+            yield number, start, found.end_col_offset or start
+
+
 @cache
-def load_program(path: str) -> ModuleType:
+def module_of(path: str) -> ModuleType:
     """The program that belongs at `path` on a VPS, as a module: for what both sides must agree on."""
     name = Path(path).name.replace("-", "_")
     spec = spec_from_loader(name, SourceFileLoader(name, str(PROGRAMS / path.lstrip("/"))))

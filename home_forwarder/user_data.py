@@ -12,14 +12,17 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from home_forwarder.config import Config, Forward
-from home_forwarder.nginx_service import HOLD, PACKAGE, RELEASE
-from home_forwarder.plan import UNITS, File, Link, make_plan
-from home_forwarder.render import render, sent_program, without_comments
+from home_forwarder.applying import first_job_of
+from home_forwarder.config import Config
+from home_forwarder.parts.first_boot import first_boot_part
+from home_forwarder.parts.forwards import Forward
+from home_forwarder.plan import CERTIFICATES, UNITS, File, Package
+from home_forwarder.planning import make_plan
+from home_forwarder.render import render, sent_source_of, without_comments
 
 LOG = "/var/log/home-forwarder-boot.log"
 """Where a VPS says how its first boot went."""
@@ -28,6 +31,8 @@ DIRECTORY = "/var/lib/home-forwarder-boot"
 UNIT = "home-forwarder-boot.service"
 PULL = "/opt/home-forwarder"
 PULL_UNIT = "home-forwarder-pull"
+PULL_PACKAGES = (CERTIFICATES, Package("git"), Package("python3-venv", rpm="python3"))
+"""What it takes to pull."""
 
 
 class Refused(Exception):
@@ -77,15 +82,9 @@ def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
     _check_secrets({file.path: better for file in plan.files if file.secret}, secrets)
     job: dict[str, object] = {
         "host": host,
-        "packages": [*plan.packages, *_extra_packages(config)],
-        **({"before": [HOLD], "after": [RELEASE]} if PACKAGE in plan.packages else {}),
-        "programs": {name: _remote(name) for name in ("install.py", "wait.py")},
-        "write": [_entry(entry) for entry in plan.entries],
-        "start": plan.running,
-        "relays": [
-            {key: getattr(relay, key) for key in ("unit", "protocol", "port", "home")}
-            for relay in plan.relays
-        ],
+        "install": _install_job((*plan.packages, *first_boot_part(config.first_boot).packages)),
+        "programs": {"packages.py": _remote("packages.py")},
+        "apply": first_job_of(plan),
     }
     return _user_data(host, config, job, "The packages, files and units of this VPS")
 
@@ -100,12 +99,13 @@ def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ())
     service, timer = f"{PULL_UNIT}.service", f"{PULL_UNIT}.timer"
     job: dict[str, object] = {
         "host": host,
-        "packages": ["ca-certificates", "git", "python3-venv", *_extra_packages(config)],
+        "install": _install_job((*PULL_PACKAGES, *first_boot_part(config.first_boot).packages)),
+        "programs": {"packages.py": _remote("packages.py")},
         "pull": [f"{PULL}/pull"],
     }
     files = [
         File(f"{PULL}/pull.json", json.dumps(settings, indent=1) + "\n", mode="600"),
-        File(f"{PULL}/pull", sent_program("pull.py"), mode="755"),
+        File(f"{PULL}/pull", sent_source_of("pull.py"), mode="755"),
         File(f"{UNITS}/{service}", render(f"cloud-init/{service}.j2", place=PULL)),
     ]
     if pull.minutes:
@@ -125,7 +125,7 @@ def _user_data(
             {"program": _remote("first_boot.py"), **job}, ensure_ascii=False, separators=(",", ":")
         ).encode(),
         check=lzma.CHECK_CRC32,
-        preset=9 | lzma.PRESET_EXTREME,
+        filters=[{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}],
     )
     service = render(f"cloud-init/{UNIT}.j2", directory=DIRECTORY, log=LOG)
     return render(
@@ -134,7 +134,7 @@ def _user_data(
         first_boot=config.first_boot,
         summary=[_line(forward, config) for forward in config.forwards],
         files=[
-            *_extra_files(config),
+            *first_boot_part(config.first_boot).files,
             *files,
             File(f"{UNITS}/{UNIT}", service),
         ],
@@ -146,42 +146,23 @@ def _user_data(
     )
 
 
-def _entry(entry: File | Link) -> dict[str, object]:
-    """As install.py reads it; programs without their comments, which a deploy takes as the same."""
-    if isinstance(entry, Link):
-        return asdict(entry)
-    return {
-        **{key: getattr(entry, key) for key in ("path", "mode", "owner", "group")},
-        "content": entry.compact or entry.content,
-    }
-
-
-def _extra_files(config: Config) -> Iterator[File]:
-    if config.first_boot.security_updates:
-        path = "etc/apt/apt.conf.d/20auto-upgrades"
-        yield File(f"/{path}", render(f"cloud-init/{path}.j2"))
-
-
-def _extra_packages(config: Config) -> list[str]:
-    extra = []
-    if config.first_boot.operator:
-        extra.append("sudo")
-    if config.first_boot.security_updates:
-        extra.append("unattended-upgrades")
-    return extra
+def _install_job(packages: Iterable[Package]) -> dict[str, object]:
+    """As packages.py reads it, without what is in it once."""
+    job: dict[str, object] = {"packages": [each.job for each in packages]}
+    if any(each.service for each in packages):
+        job["services"] = _remote("services.py")
+    return job
 
 
 def _remote(name: str) -> str:
     """The text of a program that is sent to a VPS, as short as it can be."""
-    return without_comments(sent_program(name))
+    return without_comments(sent_source_of(name))
 
 
 def _line(forward: Forward, config: Config) -> str:
     """One forward, for people."""
-    ports = forward.port
-    port = f"{ports.first}-{ports.last}" if len(ports) > 1 else str(ports.first)
-    home = config.homes[config.index_of(forward.home)]
-    return f"{forward.protocol} {port} to {home.hostname}"
+    home = config.numbered[config.index_of[forward.home]]
+    return f"{forward.protocol} {forward.port} to {home.hostname}"
 
 
 # ---- What must not be in it ------------------------------------------------------------------
@@ -204,14 +185,20 @@ def _check_secrets(secrets: Mapping[str, str], allowed: Collection[str]) -> None
 
 def _check_pull(pull: Pull, allowed: Collection[str]) -> None:
     url = urlsplit(pull.url)
+    shown = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
     if url.scheme not in ("https", "http", "git", "file") or not (url.netloc or url.path):
         raise Refused(
-            f"{pull.url!r} is not the URL of a repository that a new VPS can read; write one such as"
+            f"{shown!r} is not the URL of a repository that a new VPS can read; write one such as"
             " https://git.example.net/me/home-forwarder.git (with ssh it would need a key)"
+        )
+    if shown != pull.url and url.scheme != "https":
+        raise Refused(
+            f"{shown!r}: over {url.scheme} anybody in between could read the password or token; use"
+            " https"
         )
     if pull.branch and url.scheme not in ("https", "file"):
         raise Refused(
-            f"{pull.url!r}: over {url.scheme} anybody in between can put commits on a branch; use"
+            f"{shown!r}: over {url.scheme} anybody in between can put commits on a branch; use"
             " https, or name a commit with --commit"
         )
     if pull.commit and not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", pull.commit):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Single values of the user's data: what is right, and what to say of what is not.
+"""Values of the user's data that several parts share: what is right, and what to say of what is not.
 
 Each of these functions returns the value in the form that the rest of the project uses, or raises
 ValueError with the value as it was written and what would be right.
@@ -7,31 +7,28 @@ ValueError with the value as it was written and what would be right.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
-import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import idna
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 MAX_RANGE = 256
 """Ports of one range: each port is a process of its own on the VPS."""
-MAX_CONNECTIONS = 16384
-"""Of one forward: with socat each connection is a process of its own on the VPS."""
-IDLE_TIMEOUT = {"tcp": 7440, "udp": 300}
-"""Seconds: RFC 5382 (REQ-5, 2 h 4 min) for TCP, RFC 4787 (REQ-5) for UDP."""
 PLACEHOLDER_DOMAINS = ("example.com", "example.net", "example.org")
 """RFC 2606: nobody's real host is in these; our examples are."""
 
-MAX_IDLE_TIMEOUT = 30 * 86400
-
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
+
+
+class Model(BaseModel):
+    """A dict of the user's data. A key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def is_placeholder(name: str) -> bool:
@@ -51,6 +48,11 @@ class PortRange:
 
     def __len__(self) -> int:
         return self.last - self.first + 1
+
+    def overlap(self, other: PortRange) -> int | None:
+        """The first port that both have; None if there is none."""
+        first = max(self.first, other.first)
+        return first if first <= min(self.last, other.last) else None
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}" if len(self) > 1 else str(self.first)
@@ -155,82 +157,6 @@ def parse_dns_name(value: str, right: str) -> str:
     return name
 
 
-_MAILBOX = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~][A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]*"
-
-
-def parse_mail_to(value: object) -> str:
-    # After the @, a name, or an address in brackets: RFC 5321, 4.1.3.
-    address = _MAILBOX + r"(?:@(?:[A-Za-z0-9.-]+|\[(?:IPv6:)?[0-9A-Fa-f.:]+\]))?"
-    if not isinstance(value, str) or not re.fullmatch(rf"{address}(?:, ?{address})*", value):
-        raise ValueError(
-            f"{value!r} is not a mail address; write a local user such as 'root', an address,"
-            " or several of them with commas between"
-        )
-    return value
-
-
-def parse_mail_from(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(_MAILBOX + r"@[A-Za-z0-9.-]+", value):
-        raise ValueError(
-            f"{value!r} is not a mail address; write the sender's, such as 'vps@provider.net'"
-        )
-    return value
-
-
-def parse_mail_server(value: object) -> str:
-    right = "write the name of a mail server, such as 'smtp.provider.net', or 'localhost'"
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is not a host name; {right}")
-    try:
-        return str(ipaddress.ip_address(re.sub(r"^\[(.*)\]$", r"\1", value)))
-    except ValueError:
-        return value if value == "localhost" else parse_dns_name(value, right)
-
-
-def parse_user(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
-        raise ValueError(
-            f"{value!r} is not a user name; write it as the mail server has it, without spaces"
-        )
-    return value
-
-
-def parse_url(value: object, shown: str | None = None) -> str:
-    """An http or https URL.
-
-    shown: what a message says in its place, for one that is secret.
-    """
-    shown = shown or repr(value)
-    right = "write a URL such as 'https://ntfy.sh/my-topic'"
-    try:
-        if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]{1,2000}", value):
-            raise ValueError
-        parts = urlsplit(value)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError(f"{shown} is not a URL; {right}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ValueError(f"{shown} has a password in it; put a token into a token_file instead")
-    if not host or port == 0 or parts.fragment:
-        raise ValueError(f"{shown} is not the URL of a server; {right}")
-    if is_placeholder(host):
-        raise ValueError(f"{shown} is at the placeholder of the example; {right}")
-    return value
-
-
-def parse_program(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._+-]+)+", value):
-        raise ValueError(
-            f"{value!r} is not a program; write its path on the VPS, such as '/usr/local/bin/tell-me'"
-        )
-    if re.match(r"/(home|root|tmp|var/tmp|run/user)/", value) or "/../" in value:
-        raise ValueError(
-            f"{value!r} is where no service may look; put the program elsewhere, such as into"
-            " '/usr/local/bin'"
-        )
-    return value
-
-
 def read_secret(value: object) -> Secret:
     """The secret in the file `value`; a relative path starts where pyinfra is run."""
     right = "write the path of a file on this machine that holds the secret in one line"
@@ -251,57 +177,6 @@ def read_secret(value: object) -> Secret:
     if not re.fullmatch(r"[ -~]{1,2000}", text):
         raise ValueError(f"{value!r} does not hold one line of text; {right}")
     return Secret(value, text)
-
-
-def read_secret_url(value: object) -> Secret:
-    secret = read_secret(value)
-    parse_url(secret.text, shown=f"what {value!r} holds")
-    return secret
-
-
-def parse_operator(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
-        raise ValueError(f"{value!r} is not the name of a user; write one such as 'operator'")
-    if value == "root":
-        raise ValueError("'root' is there already; leave operator out, and the keys are for root")
-    return value
-
-
-def parse_ssh_keys(value: object) -> tuple[str, ...]:
-    """Public keys as in authorized_keys, without options."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f'{value!r} is not a list; write ["ssh-ed25519 AAAA... me@laptop"]')
-    right = "write the line of a .pub file, such as 'ssh-ed25519 AAAA... me@laptop'"
-    for key in value:
-        if isinstance(key, str) and "PRIVATE KEY" in key:
-            raise ValueError(f"this is a private key, which belongs on no server; {right}")
-        if not isinstance(key, str) or not re.fullmatch(
-            r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+ AAAA[A-Za-z0-9+/]+=*( [ -~]*)?", key
-        ):
-            raise ValueError(f"{key!r} is not a public key; {right}")
-    return tuple(value)
-
-
-def parse_own_name(value: object) -> str:
-    label = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-    if not isinstance(value, str) or not re.fullmatch(rf"{label}(?:\.{label})*", value):
-        raise ValueError(f"{value!r} is not a host name; write one such as 'vps1'")
-    return value
-
-
-def parse_timezone(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(
-        r"[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*", value
-    ):
-        raise ValueError(
-            f"{value!r} is not a time zone; write one such as 'Europe/Berlin' or 'UTC'"
-        )
-    known = zoneinfo.available_timezones()
-    if known and value not in known:
-        close = difflib.get_close_matches(value, known, n=1)
-        right = f"did you mean {close[0]!r}?" if close else "write one such as 'Europe/Berlin'"
-        raise ValueError(f"{value!r} is not a time zone; {right}")
-    return value
 
 
 def parse_switch(value: object) -> bool:

@@ -8,6 +8,8 @@
 See README.md beside this file.
 """
 
+from __future__ import annotations
+
 import sys
 
 try:
@@ -15,8 +17,9 @@ try:
     from lab.home import Home
     from lab.host import Host, Operator, PlainHost
     from lab.image import RELEASES, Image
-    from lab.lab import Lab, check_prerequisites, names
+    from lab.lab import Lab, check_prerequisites
     from lab.nameserver import FAULTS, ZONE, NameServer, Query
+    from lab.owner import names
     from lab.vps import Vps
 except ModuleNotFoundError as error:
     if error.name != "dns" or sys.argv[0] != "-m":

@@ -5,6 +5,8 @@ systemd-nspawn with --keep-unit runs its payload below the group that it is star
 started from one group would share one payload group, hence one group for each.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import time
@@ -15,6 +17,8 @@ from lab.processes import Process, end
 
 ROOT = Path("/sys/fs/cgroup")
 V1_HIERARCHIES = ("systemd", "unified", "memory", "pids", "cpu", "cpuacct")
+EMPTY_WITHIN = 10.0
+"""Seconds for all processes of a group to die, and for the kernel to let go of it."""
 
 
 class Cgroup:
@@ -45,7 +49,7 @@ class Cgroup:
                         (path / file).write_text(str(memory))
 
     def processes(self) -> list[Process]:
-        """Return every process in this group and in the groups below it."""
+        """Every process in this group and in the groups below it."""
         pids: set[int] = set()
         for path in self.paths:
             for directory in _below(path):
@@ -56,7 +60,7 @@ class Cgroup:
 
     def remove(self) -> None:
         """Kill what is left in the group and remove it; nothing happens if it does not exist."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + EMPTY_WITHIN
         while (left := self.processes()) and time.monotonic() < deadline:
             end(left, grace=0)
         for path in self.paths:
@@ -71,7 +75,7 @@ class Cgroup:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """Yield the groups below `path`, deepest first, and `path` itself last."""
+    """The groups below `path`, deepest first, and `path` itself last."""
     for directory, _, _ in os.walk(path, topdown=False):
         yield Path(directory)
 

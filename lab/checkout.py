@@ -19,11 +19,14 @@ LINKED = (
     "undeploy.py",
     "home_forwarder",
     "operations",
+    "pyproject.toml",
     "templates",
     "tests",
     "vps",
 )
 BIN = Path(sys.executable).parent
+TIMEOUT = 300.0
+"""Seconds for a deploy or a verification, which may wait two minutes for another apt."""
 
 
 class Checkout:
@@ -70,7 +73,7 @@ class Checkout:
     def pyinfra(self, *arguments: str, check: bool = True) -> CompletedProcess[str]:
         """pyinfra at the operator. Raises: CommandFailed if it fails and `check` is set."""
         return self.lab.operator.run(
-            [str(BIN / "pyinfra"), *arguments], check=check, cwd=self.directory, timeout=300
+            [str(BIN / "pyinfra"), *arguments], check=check, cwd=self.directory, timeout=TIMEOUT
         )
 
     def start_pyinfra(self, *arguments: str, **options: Any) -> Popen[str]:
@@ -83,10 +86,10 @@ class Checkout:
         """The verification of tests/verify at the operator."""
         return self.lab.operator.run(
             [
-                *(str(BIN / "python"), "-m", "pytest", "tests/verify", "-p", "no:cacheprovider"),
+                *(str(BIN / "pytest"), "tests/verify", "-p", "no:cacheprovider"),
                 *("--inventory", "inventory.py", *arguments),
             ],
             check=check,
             cwd=self.directory,
-            timeout=300,
+            timeout=TIMEOUT,
         )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command line: labs for people."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os
@@ -14,15 +16,9 @@ from lab.errors import LabError
 from lab.home import Home
 from lab.host import PlainHost
 from lab.image import RELEASES, Image, prune
-from lab.lab import (
-    Lab,
-    check_prerequisites,
-    is_orphan,
-    leave_in_order_when_terminated,
-    names,
-    remove_by_name,
-)
+from lab.lab import Lab, check_prerequisites, remove_by_name
 from lab.nameserver import FAULTS
+from lab.owner import is_orphan, leave_in_order_when_terminated, names
 from lab.picture import picture
 from lab.processes import MARK
 from lab.vps import Vps
@@ -36,8 +32,8 @@ Action = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command and return its exit status: 0, 1 for an error, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    """Carry out one command. Returns: its exit status; 0, 1 for an error, 2 for wrong usage."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     action: Action = options.action
     leave_in_order_when_terminated()
     try:
@@ -55,12 +51,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options may stand before the subcommand, after it, and between what belongs to it."""
+    ours, inner = list(arguments), []
+    if "shell" in ours and "--" in ours:
+        # argparse would take the host for the whole command line if an option follows it.
+        where = ours.index("--")
+        ours, inner = ours[:where], ours[where + 1 :]
+    options = _parser().parse_args(ours)
+    options.inner = [*getattr(options, "command", []), *inner]
+    options.shown = [options.name] if options.name else None
+    options.name = options.name or DEFAULT_NAME
+    return options
+
+
+def _add_name(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--name", default=default, metavar="LAB", help=f"which lab (default: {DEFAULT_NAME})"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lab",
         description="Throw-away VPSes, homes, clients and DNS on one Linux machine.",
-        epilog="Example: python -m lab up && python -m lab shell vps1",
+        epilog="examples:\n  python -m lab up\n  python -m lab shell vps1\n  python -m lab down",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_name(parser, default=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, action: Action, text: str) -> argparse.ArgumentParser:
@@ -70,9 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_named(name: str, action: Action, text: str) -> argparse.ArgumentParser:
         command = add(name, action, text)
-        command.add_argument(
-            "--name", default=DEFAULT_NAME, metavar="LAB", help="which lab (default: %(default)s)"
-        )
+        # Suppressed: what is not said here does not replace what was said before the subcommand.
+        _add_name(command, default=argparse.SUPPRESS)
         return command
 
     up = add_named("up", _up, "Bring a lab up; it stays until «down».")
@@ -97,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     down.add_argument("--all", action="store_true", help="every lab")
 
     for name in ("status", "show"):
-        add(name, _status, "Show which labs are up, with their hosts and addresses.")
+        add_named(name, _status, "Show which labs are up, with their hosts and addresses.")
 
     shell = add_named("shell", _shell, "Open a shell on a host, or run a command there.")
     shell.add_argument("host", metavar="HOST", help="a VPS (over ssh), client, home0, ...")
@@ -163,10 +180,12 @@ def _down(options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(_: argparse.Namespace) -> int:
-    there = names()
+def _status(options: argparse.Namespace) -> int:
+    """All labs, or the one that was named."""
+    there = [name for name in names() if name in (options.shown or [name])]
     if not there:
-        _say("No lab is up; «python -m lab up» starts one.")
+        which = f"Lab {options.shown[0]} is not" if options.shown else "No lab is"
+        _say(f"{which} up; «python -m lab up» starts one.")
     for name in there:
         if is_orphan(name):
             print(
@@ -181,7 +200,7 @@ def _status(_: argparse.Namespace) -> int:
 def _shell(options: argparse.Namespace) -> int:
     lab = Lab.attach(options.name)
     host = lab.host(options.host)
-    inner: list[str] = options.command
+    inner: list[str] = options.inner
     line = inner[0] if len(inner) == 1 else shlex.join(inner)
     plain = host if isinstance(host, PlainHost) else lab.operator
     if isinstance(host, Vps):

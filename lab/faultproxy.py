@@ -6,6 +6,8 @@ Runs in the namespace of the host «dns»: `faultproxy.py --control SOCKET --ups
 --listen ADDRESS ...`.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import contextlib
@@ -27,8 +29,13 @@ import dns.rdatatype
 import dns.rrset
 
 TTL = 60
-PATIENCE = 3.0
+"""Seconds, of what is made up; as long as the real server's, so that a cache treats both alike."""
+UPSTREAM_TIMEOUT = 3.0
+"""Seconds for the real server; below the 5 of resolv.conf(5), so that who asks is told SERVFAIL."""
 LONGEST_CNAME_CHAIN = 8
+"""It keeps a loop of them from going on for ever."""
+MOST_REMEMBERED = 20_000
+"""Queries; a lab that runs for days does not fill the memory."""
 Fault = dict[str, Any]
 
 RCODES = {
@@ -47,10 +54,10 @@ class Resolver:
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.faults: dict[tuple[str, str], Fault] = {}
-        self.log: deque[dict[str, Any]] = deque(maxlen=20000)
+        self.log: deque[dict[str, Any]] = deque(maxlen=MOST_REMEMBERED)
 
     async def answer(self, wire: bytes, client: str, transport: str) -> bytes | None:
-        """Return the answer to one query in wire format, or None for no answer at all."""
+        """The answer to one query in wire format, or None for no answer at all."""
         try:
             query = dns.message.from_wire(wire)
             question = query.question[0]
@@ -90,7 +97,7 @@ class Resolver:
         return None
 
     def _lie(self, query: dns.message.Message, fault: Fault) -> dns.message.Message | None:
-        """Return the answer that a fault asks for, None if the true answer is wanted."""
+        """The answer that a fault asks for, None if the true answer is wanted."""
         response = dns.message.make_response(query, recursion_available=True)
         kind = fault["kind"]
         if kind in RCODES:
@@ -134,7 +141,7 @@ class Resolver:
         return response
 
     async def _ask_once(self, query: dns.message.Message) -> dns.message.Message:
-        response, _ = await dns.asyncquery.udp_with_fallback(query, self.upstream, PATIENCE)
+        response, _ = await dns.asyncquery.udp_with_fallback(query, self.upstream, UPSTREAM_TIMEOUT)
         return response
 
 
@@ -157,7 +164,7 @@ class Orders:
         self.resolver = resolver
 
     def obey(self, order: dict[str, Any]) -> Any:
-        """Carry one order out and return its result."""
+        """Carry one order out. Returns: its result."""
         kind = order.pop("order")
         methods: dict[str, Callable[..., Any]] = {
             "fault": self.fault,
@@ -180,11 +187,11 @@ class Orders:
         self.resolver.faults = {k: f for k, f in faults.items() if name and k[0] != name}
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the lies in force."""
+        """The lies in force."""
         return [{"name": k[0], "type": k[1], **f} for k, f in self.resolver.faults.items()]
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the queries seen, oldest first."""
+        """The queries seen, oldest first."""
         return list(self.resolver.log)
 
     def reset(self) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A home: IPv6 only, found by its name, with an address that changes."""
 
+from __future__ import annotations
+
 import ipaddress
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from lab.errors import LabError
 from lab.host import PlainHost, Site
 from lab.nameserver import ZONE, NameServer
+from lab.network import IPV6_PREFIX
 from lab.processes import end
 
 PROGRAM = Path(__file__).with_name("homeserver.py")
@@ -18,9 +21,9 @@ PROGRAM = Path(__file__).with_name("homeserver.py")
 class Home(PlainHost):
     """One home.
 
-    + number: 0 for the first home of the lab
-    + prefixes: how many prefixes the provider has assigned to it so far
-    + ports: what it serves, as text, e.g. "TCP 44444"
+    number: 0 for the first home of the lab
+    prefixes: how many prefixes the provider has assigned to it so far
+    ports: what it serves, as text, e.g. "TCP 44444"
     """
 
     def __init__(
@@ -66,11 +69,13 @@ class Home(PlainHost):
             self.dns.update(self.hostname, {"AAAA": [self.address]}, self.dns.server_addresses[1])
 
     def move(self, address: str | None = None, *, keep_old: bool = False, dns: bool = True) -> str:
-        """Get a new address and return it; what listens here goes on.
+        """Get a new address; what listens here goes on.
 
-        + address: from 2001:db8::/32; by default the same host in the provider's next prefix
-        + keep_old: whether the addresses so far stay usable
-        + dns: whether the name follows
+        address: from 2001:db8::/32; by default the same host in the provider's next prefix
+        keep_old: whether the addresses so far stay usable
+        dns: whether the name follows
+
+        Returns: the new address. Raises: LabError if it cannot be this home's.
         """
         new = self.next_address() if address is None else _checked(address)
         if new in self.addresses:
@@ -90,12 +95,15 @@ class Home(PlainHost):
         return new
 
     def next_address(self) -> str:
-        """Return this home's address in the prefix that the provider assigns next."""
+        """This home's address in the prefix that the provider assigns next."""
         self.prefixes += 1
         return home_address(self.number, self.prefixes)
 
     def serve(self, tcp: Iterable[int] = (), udp: Iterable[int] = ()) -> None:
-        """Start a server on these ports, besides those that run already; see lab/homeserver.py."""
+        """Start a server on these ports, besides those that run already; see lab/homeserver.py.
+
+        Raises: LabError if it does not start.
+        """
         tcp, udp = list(tcp), list(udp)
         if not tcp and not udp:
             return
@@ -131,7 +139,8 @@ class Home(PlainHost):
 
 
 def home_address(number: int, prefix: int) -> str:
-    """Return the address of home `number` in the prefix numbered `prefix`, both from 0."""
+    """The address of home `number` in the prefix numbered `prefix`, both from 0."""
+    # A /48 for each home, where nobody else of the lab has an address.
     return str(ipaddress.IPv6Address(f"2001:db8:{0xA000 + number:x}:{prefix:x}::10"))
 
 
@@ -140,6 +149,6 @@ def _checked(address: str) -> str:
         checked = ipaddress.IPv6Address(address)
     except ValueError:
         raise LabError(f"«{address}» is no IPv6 address; a home has nothing else.") from None
-    if checked not in ipaddress.IPv6Network("2001:db8::/32"):
-        raise LabError(f"{checked} is outside of 2001:db8::/32, which is all that the lab routes.")
+    if checked not in ipaddress.IPv6Network(IPV6_PREFIX):
+        raise LabError(f"{checked} is outside of {IPV6_PREFIX}, which is all that the lab routes.")
     return str(checked)

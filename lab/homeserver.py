@@ -17,6 +17,8 @@ TCP: the first line of a connection says what it is for.
 UDP: every datagram is answered with «NAME ADDRESS » and the datagram itself, from ADDRESS.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import contextlib
@@ -25,7 +27,15 @@ import socket
 import struct
 
 BLOCK = 256 * 1024
+"""Bytes at a time: so many that Python is not what a measurement measures."""
 LONGEST_LINE = 4096
+"""Of a conversation's first; who sends more without a newline has sent data to be echoed."""
+WAITING_DATAGRAMS = 4 * 1024 * 1024
+"""Bytes: thousands of clients that ask at the same moment are not to be lost here."""
+WAITING_CONNECTIONS = 1024
+"""Hundreds of clients that connect at the same moment neither."""
+DATAGRAMS_AT_ONCE = 100
+"""Then TCP's connections have their turn."""
 
 
 class Conversation:
@@ -103,11 +113,11 @@ class Conversation:
 
 
 def udp_socket(port: int) -> socket.socket:
-    """Return a UDP socket on [::]:port that tells which address a datagram came to."""
+    """A UDP socket on [::]:port that tells which address a datagram came to."""
     udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WAITING_DATAGRAMS)
     udp.bind(("::", port))
     udp.setblocking(False)
     return udp
@@ -116,7 +126,7 @@ def udp_socket(port: int) -> socket.socket:
 def answer_datagrams(home: str, udp: socket.socket) -> None:
     """Answer the datagrams that wait, each from the address that it was sent to (RFC 3542)."""
     with contextlib.suppress(BlockingIOError):
-        for _ in range(100):  # then let the others have their turn
+        for _ in range(DATAGRAMS_AT_ONCE):
             data, ancillary, _, peer = udp.recvmsg(65536, socket.CMSG_SPACE(20))
             information = ancillary[0][2]
             address = socket.inet_ntop(socket.AF_INET6, information[:16])
@@ -134,7 +144,9 @@ async def serve(home: str, tcp_ports: list[int], udp_ports: list[int]) -> None:
         await Conversation(home, reader, writer).hold()
 
     for port in tcp_ports:
-        await asyncio.start_server(converse, "::", port, backlog=1024, limit=LONGEST_LINE)
+        await asyncio.start_server(
+            converse, "::", port, backlog=WAITING_CONNECTIONS, limit=LONGEST_LINE
+        )
     for port in udp_ports:
         udp = udp_socket(port)
         asyncio.get_running_loop().add_reader(udp, answer_datagrams, home, udp)

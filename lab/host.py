@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What all hosts of a lab have in common, and the plain ones: clients and the operator."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ from typing import IO, Any
 
 from lab.errors import CommandFailed, LabError
 from lab.network import Network, inside
-from lab.processes import MARK, Ledger
+from lab.processes import KILLED_WITHIN, MARK, Ledger
 
 Redirect = int | IO[Any] | None
 
@@ -20,9 +23,9 @@ Redirect = int | IO[Any] | None
 class Site:
     """Where one lab keeps its things, and how it starts its processes.
 
-    + name: the lab's name
-    + directory: its state directory
-    + mark: what its processes carry in their environment
+    name: the lab's name
+    directory: its state directory
+    mark: what its processes carry in their environment
     """
 
     def __init__(self, name: str, directory: Path, mark: str) -> None:
@@ -34,8 +37,8 @@ class Site:
         self._lock = threading.Lock()
         self._children: list[subprocess.Popen[Any]] = []
 
-    def popen(self, command: Sequence[str], what: str, **options: Any) -> "subprocess.Popen[Any]":
-        """Start a process of the lab, in a session of its own, and record it."""
+    def popen(self, command: Sequence[str], what: str, **options: Any) -> subprocess.Popen[Any]:
+        """Start a process of the lab, in a session of its own, and record it. Raises: LabError."""
         if not self.directory.is_dir():
             raise LabError(f"Lab {self.name} is not up.")
         environment = options.pop("env", None) or dict(os.environ)
@@ -56,11 +59,11 @@ class Site:
         with self._lock:
             for child in self._children:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(5)
+                    child.wait(KILLED_WITHIN)
             self._children.clear()
 
     def log(self, name: str) -> Path:
-        """Return the path of the log with this name."""
+        """The path of the log with this name."""
         return self.directory / "logs" / f"{name}.log"
 
     def save(self, host: str, facts: Mapping[str, Any]) -> None:
@@ -71,7 +74,7 @@ class Site:
         new.rename(path)
 
     def load(self, host: str) -> dict[str, Any]:
-        """Return what `save` wrote for `host`."""
+        """What `save` wrote for `host`."""
         facts: dict[str, Any] = json.loads((self.directory / "hosts" / f"{host}.json").read_text())
         return facts
 
@@ -79,8 +82,8 @@ class Site:
 class Host:
     """A machine of the lab: a network namespace and the programs in it.
 
-    + name: its name in the lab
-    + addresses: its addresses, IPv4 first
+    name: its name in the lab
+    addresses: its addresses, IPv4 first
     """
 
     def __init__(self, site: Site, name: str, addresses: Sequence[str]) -> None:
@@ -113,7 +116,7 @@ class PlainHost(Host):
     """A host without an operating system of its own: programs of this machine run in it."""
 
     def environment(self) -> dict[str, str]:
-        """Return the environment that programs are started with."""
+        """The environment that programs are started with."""
         return dict(os.environ)
 
     def popen(
@@ -126,10 +129,10 @@ class PlainHost(Host):
         stdout: Redirect = None,
         stderr: Redirect = None,
         text: bool = True,
-    ) -> "subprocess.Popen[Any]":
+    ) -> subprocess.Popen[Any]:
         """Start a program of this machine on the host; it is ended with the lab at the latest.
 
-        + env: added to the host's environment
+        env: added to the host's environment
         """
         return self.site.popen(
             ["ip", "netns", "exec", self.namespace, *command],
@@ -151,11 +154,14 @@ class PlainHost(Host):
         timeout: float | None = 120,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run a program on the host to its end and return its output as text.
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program on the host to its end.
 
-        + timeout: seconds, then subprocess.TimeoutExpired; the program is killed
-        + check: raise CommandFailed with its output if it fails
+        timeout: seconds, then it is killed
+        check: whether it must end well
+
+        Returns: its output as text.
+        Raises: CommandFailed with its output; subprocess.TimeoutExpired.
         """
         process = self.popen(
             command,
@@ -170,21 +176,28 @@ class PlainHost(Host):
 
 def finish(
     site: Site,
-    process: "subprocess.Popen[Any]",
+    process: subprocess.Popen[Any],
     command: Sequence[str],
     input: str | None,
     timeout: float | None,
     check: bool,
     where: str,
-) -> "subprocess.CompletedProcess[str]":
-    """Wait for a program, strike it from the ledger, and return what it said; see Host.run."""
+) -> subprocess.CompletedProcess[str]:
+    """Wait for a program, and strike it from the ledger. Returns: what it said; see PlainHost.run."""
     try:
         output, errors = process.communicate(input, timeout)
     except BaseException:
-        # Its session is its own, so this reaches what it has started as well.
+        # Its session is its own, so this reaches what it has started as well. Its pipes are not read
+        # to their end: ssh has passed them on to the process that keeps the connection, which holds
+        # them as long as the command runs on the VPS.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        process.communicate()
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILLED_WITHIN)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                with contextlib.suppress(OSError):  # what was to be written has no reader any more
+                    pipe.close()
         raise
     finally:
         site.ledger.forget(process.pid)
@@ -226,12 +239,12 @@ class Operator(PlainHost):
             config = self.ssh_directory / "config"
             wrapper.write_text(f"#!/bin/sh\nPATH=${{PATH#*:}}\nexec {name} -F '{config}' \"$@\"\n")
             wrapper.chmod(0o755)
-        self.know({})
+        self.introduce({})
 
-    def know(self, vpses: Mapping[str, tuple[Sequence[str], str]]) -> None:
-        """Write ssh's files for these VPSes.
+    def introduce(self, vpses: Mapping[str, tuple[Sequence[str], str]]) -> None:
+        """Introduce these VPSes to ssh: write its configuration and known_hosts.
 
-        + vpses: for each name its addresses and the public half of its host key
+        vpses: for each name its addresses and the public half of its host key
         """
         directory = self.ssh_directory
         config = [
@@ -261,7 +274,7 @@ class Operator(PlainHost):
         return (self.ssh_directory / "id_ed25519.pub").read_text()
 
     def environment(self) -> dict[str, str]:
-        """Return the user's environment without what leads to the user's own files and agents."""
+        """The user's environment without what leads to the user's own files and agents."""
         private = ("SSH_", "XDG_", "GNUPG")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(private)}
         kept["HOME"] = str(self.home_directory)

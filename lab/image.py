@@ -5,6 +5,8 @@ An image holds its own apt repository with every package that is installed in it
 a forwarder may want, so that apt works in a clone without any network.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import hashlib
@@ -33,6 +35,7 @@ INSTALLED = (
 IN_STOCK = (
     "socat postfix bsd-mailx nginx-light libnginx-mod-stream cloud-init"
     " git python3-venv unattended-upgrades haproxy 6tunnel bind9-dnsutils"
+    " tcsh fish zsh opendoas"
 )
 """What apt can install in a clone, besides all that is installed already."""
 
@@ -78,7 +81,10 @@ CONTAINED = (
 
 
 def cache_directory() -> Path:
-    """Return where images are kept; HOME_FORWARDER_LAB_CACHE in the environment overrides it."""
+    """Where images are kept; HOME_FORWARDER_LAB_CACHE in the environment overrides it.
+
+    Raises: LabError if that is no path that can be mounted.
+    """
     path = os.environ.get("HOME_FORWARDER_LAB_CACHE") or "/var/cache/home-forwarder-lab"
     if not re.fullmatch(r"/[\w./-]+", path):  # it becomes part of mount options
         raise LabError(
@@ -91,8 +97,10 @@ def cache_directory() -> Path:
 class Image:
     """The image of one release.
 
-    + release: "bookworm" or "trixie"; LabError for any other
-    + say: called with one line of progress at a time
+    release: "bookworm" or "trixie"
+    say: called with one line of progress at a time
+
+    Raises: LabError for any other release.
     """
 
     def __init__(self, release: str, say: Callable[[str], None] | None = None) -> None:
@@ -122,7 +130,10 @@ class Image:
         return self.directory / "dns"
 
     def build(self) -> None:
-        """Build the image unless it is there; wait for a build that runs in another process."""
+        """Build the image unless it is there; wait for a build that runs in another process.
+
+        Raises: LabError with the last lines of its log.
+        """
         if self.is_built:
             return
         with self._lock():
@@ -143,9 +154,11 @@ class Image:
             self._say(f"The {self.release} image took {time.monotonic() - started:.0f} s.")
 
     def layers(self, packages: Sequence[str] = ()) -> list[Path]:
-        """Return the directories that make up a clone, topmost first, building what is missing.
+        """The directories that make up a clone, topmost first; what is missing is built.
 
-        + packages: names of packages that are to be installed on top of the image, from its stock
+        packages: names of packages that are to be installed on top of the image, from its stock
+
+        Raises: LabError.
         """
         self.build()
         if not packages:
@@ -190,7 +203,7 @@ class Image:
             last = " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
             raise LabError(f"Building the {self.release} image failed ({last}); see {log}.")
 
-    def _follow(self, builder: "subprocess.Popen[bytes]", log: Path) -> None:
+    def _follow(self, builder: subprocess.Popen[bytes], log: Path) -> None:
         """Wait for the builder; pass its headlines on, so that nobody thinks it hangs."""
         told = 0
         try:
@@ -252,7 +265,7 @@ class Image:
 
 
 def prune() -> list[str]:
-    """Remove images of older recipes that no lab uses; return their names."""
+    """Remove images of older recipes that no lab uses. Returns: their names."""
     current = {Image(release).name for release in RELEASES}
     mounts = used_layers()
     removed = []

@@ -5,6 +5,8 @@ The server (Knot DNS, from the image, with its root directory there) holds the z
 and a root zone for all other names. VPSes ask the resolver in front of it, lab/faultproxy.py.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import socket
@@ -26,9 +28,17 @@ import dns.update
 from lab.errors import LabError
 from lab.host import PlainHost
 from lab.image import DNS_RELEASE, Image
+from lab.network import IPV4_PREFIXES, IPV6_PREFIX
 
 ZONE = "home.example"
 TTL = 60
+"""Seconds, as routers at home publish their addresses with."""
+UPDATE_TIMEOUT = 5.0
+"""Seconds; it takes milliseconds where the machine is not busy."""
+ORDER_TIMEOUT = 10.0
+"""Seconds for the resolver to obey; it may have many queries in hand."""
+START_TIMEOUT = 20.0
+"""Seconds until both programs answer; it takes one, and some where VPSes boot at the same time."""
 PROGRAM = Path(__file__).with_name("faultproxy.py")
 
 KNOT_CONFIGURATION = """
@@ -50,7 +60,7 @@ database:
     catalog-db-max-size: 16M
 acl:
   - id: everybody
-    address: [ 192.0.2.0/24, 2001:db8::/32 ]
+    address: [ {updaters} ]
     action: update
 template:
   - id: default
@@ -83,9 +93,11 @@ exec chroot "$2" /usr/sbin/knotd -c /mnt/knot.conf
 class Query:
     """A query that the resolver has seen.
 
-    + name, type: what was asked, e.g. "home0.home.example.", "AAAA"
-    + client, transport: who asked, and "udp" or "tcp"
-    + time: when, in seconds since the epoch
+    name: what was asked, e.g. "home0.home.example."
+    type: e.g. "AAAA"
+    client: the address of who asked
+    transport: "udp" or "tcp"
+    time: when, in seconds since the epoch
     """
 
     name: str
@@ -108,7 +120,7 @@ class NameServer(PlainHost):
         """Where the real server takes dynamic updates."""
         return self.addresses[2:]
 
-    # The records
+    # ---- The records -------------------------------------------------------------------------
 
     def set(
         self,
@@ -120,7 +132,7 @@ class NameServer(PlainHost):
     ) -> None:
         """Replace what the real server has for `name` by these records, by a dynamic update.
 
-        With none of them the name is gone (NXDOMAIN). Raises LabError if the server refuses.
+        With none of them the name is gone (NXDOMAIN). Raises: LabError if the server refuses.
         """
         records = {"AAAA": list(aaaa or ()), "A": list(a or ())}
         if cname is not None:
@@ -135,7 +147,7 @@ class NameServer(PlainHost):
         server: str,
         replace_all: bool = False,
     ) -> None:
-        """Send one update (RFC 2136) from the calling thread's network to `server`."""
+        """Send one update (RFC 2136) from the calling thread's network to `server`. Raises: LabError."""
         owner = dns.name.from_text(name)
         zone = dns.name.from_text(ZONE)
         update = dns.update.UpdateMessage(zone if owner.is_subdomain(zone) else dns.name.root)
@@ -147,25 +159,27 @@ class NameServer(PlainHost):
             for value in values:
                 update.add(owner, TTL, kind, value)
         try:
-            response = dns.query.tcp(update, server, timeout=5)
+            response = dns.query.tcp(update, server, timeout=UPDATE_TIMEOUT)
         except (OSError, dns.exception.DNSException) as error:
             raise LabError(f"The name server did not take the update of {name}: {error}") from None
         if response.rcode() != dns.rcode.NOERROR:
             reason = dns.rcode.to_text(response.rcode())
             raise LabError(f"The name server refused the update of {name}: {reason}.")
 
-    # The lies
+    # ---- The lies ----------------------------------------------------------------------------
 
     def fault(self, name: str, kind: str, rtype: str | None = None, **details: Any) -> None:
         """Let the resolver lie about `name` ("*" for every name) until `clear_faults`.
 
-        + rtype: lie to queries of this type only, e.g. "AAAA"
-        + kind: "servfail", "refused", "formerr", "notimp", "nxdomain", "nodata";
+        rtype: lie to queries of this type only, e.g. "AAAA"
+        kind: "servfail", "refused", "formerr", "notimp", "nxdomain", "nodata";
           "timeout" never answers; "garbage" answers with nonsense; "truncate" says over UDP
           that TCP is needed; "truth" is no lie (use it with delay);
           "rotate" with addresses=[...], starting one further each time;
           "records" with records=["AAAA ::1", "CNAME x.example.", "x.example. AAAA fe80::1"]
-        + delay: seconds to wait before the answer
+        delay: seconds to wait before the answer
+
+        Raises: LabError for another kind, or if the resolver does not take the order.
         """
         if kind not in FAULTS:
             raise LabError(f"There is no fault «{kind}»; choose one of {', '.join(FAULTS)}.")
@@ -181,20 +195,20 @@ class NameServer(PlainHost):
         self._order("clear", name=owner)
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults in force."""
+        """The faults in force."""
         result: list[dict[str, Any]] = self._order("faults")
         return result
 
-    # What was asked
+    # ---- What was asked ----------------------------------------------------------------------
 
     def log(self) -> list[Query]:
-        """Return the queries that the resolver has seen, oldest first (at most 20,000)."""
+        """The queries that the resolver has seen, oldest first (at most 20,000)."""
         return [Query(**entry) for entry in self._order("log")]
 
     def queries(
         self, name: str | None = None, rtype: str | None = None, client: str | None = None
     ) -> int:
-        """Return how many queries there were since `reset_counts`: all, or only such."""
+        """How many queries there were since `reset_counts`: all, or only such."""
         owner = None if name is None else str(dns.name.from_text(name)).lower()
         return sum(
             (owner in (None, query.name))
@@ -211,7 +225,7 @@ class NameServer(PlainHost):
         message = json.dumps({"order": order, **details}).encode() + b"\n"
         try:
             with socket.socket(socket.AF_UNIX) as control:
-                control.settimeout(10)
+                control.settimeout(ORDER_TIMEOUT)
                 control.connect(str(self._control))
                 control.sendall(message)
                 with control.makefile("rb") as replies:
@@ -222,7 +236,7 @@ class NameServer(PlainHost):
             raise LabError(f"The resolver cannot do that: {reply['error']}.")
         return reply["result"]
 
-    # Its life
+    # ---- Its life ----------------------------------------------------------------------------
 
     @property
     def directory(self) -> Path:
@@ -234,14 +248,17 @@ class NameServer(PlainHost):
         return self.directory / "control"
 
     def start(self) -> None:
-        """Start the server and the resolver, and wait until both answer."""
+        """Start the server and the resolver, and wait until both answer. Raises: LabError."""
         image = Image(DNS_RELEASE)
         files = self.directory / "files"
         root = self.directory / "root"
         files.mkdir(parents=True)
         root.mkdir()
         listen = ", ".join(f"{address}@53" for address in self.server_addresses)
-        (files / "knot.conf").write_text(KNOT_CONFIGURATION.format(listen=listen, zone=ZONE))
+        updaters = f"{IPV4_PREFIXES[0]}, {IPV6_PREFIX}"
+        (files / "knot.conf").write_text(
+            KNOT_CONFIGURATION.format(listen=listen, updaters=updaters, zone=ZONE)
+        )
         for file in ("home.zone", "root.zone"):
             text = ZONE_FILE.format(
                 ttl=TTL, zone=ZONE, ns=f"ns.{ZONE}", address=self.server_addresses[0]
@@ -271,7 +288,7 @@ class NameServer(PlainHost):
         self._wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_TIMEOUT
         while True:
             with contextlib.suppress(LabError, OSError, dns.exception.DNSException):
                 self.faults()

@@ -6,6 +6,8 @@ All addresses are from the documentation ranges (RFC 5737, RFC 3849) and on-link
 Nobody has a default route, and the machine's own namespace has no leg in the lab.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import hashlib
@@ -29,9 +31,11 @@ _CLONE_NEWNET = 0x40000000
 
 
 def ip(*arguments: str, netns: str | None = None, batch: Sequence[str] = ()) -> str:
-    """Run ip(8), in the namespace `netns` if given, and return what it prints.
+    """Run ip(8), in the namespace `netns` if given. Returns: what it prints.
 
-    `batch` is a list of commands for one `ip -batch`. Raises LabError with ip's own message.
+    batch: commands for one `ip -batch`
+
+    Raises: LabError with ip's own message.
     """
     command = ["ip", *(["-n", netns] if netns else []), *(["-batch", "-"] if batch else [])]
     result = subprocess.run(
@@ -71,7 +75,7 @@ class Network:
         self.prefix = f"homelab.{lab}."
 
     def namespace(self, host: str) -> str:
-        """Return the name of the namespace of `host`, as `ip netns` shows it."""
+        """The name of the namespace of `host`, as `ip netns` shows it."""
         return self.prefix + host
 
     def create(self) -> None:
@@ -154,14 +158,16 @@ class Network:
 
 
 def _with_prefix(address: str, bare: bool = False) -> str:
-    """Return `address` with the length of its on-link prefix; unless `bare`, with ip's options."""
+    """`address` with the length of its on-link prefix; unless `bare`, with ip's options."""
+    prefix = IPV6_PREFIX if ":" in address else IPV4_PREFIXES[0]
+    on_link = f"{address}/{prefix.partition('/')[2]}"
     if ":" not in address:
-        return f"{address}/24"
-    return f"{address}/32 dev eth0" if bare else f"{address}/32 nodad"
+        return on_link
+    return f"{on_link} dev eth0" if bare else f"{on_link} nodad"
 
 
 def _mac(addresses: Sequence[str]) -> str:
-    """Return a hardware address that goes with `addresses`.
+    """A hardware address that goes with `addresses`.
 
     A host that takes the place of a removed one has the same, so nobody's neighbour cache is wrong.
     """

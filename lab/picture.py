@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a lab looks like, as text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from lab.home import Home
@@ -11,7 +13,7 @@ from lab.vps import Vps
 
 
 def picture(lab: Lab) -> str:
-    """Return who is connected to the lab's internet, one host a line."""
+    """Who is connected to the lab's internet, one host a line."""
     rows = [(host.name, *_addresses(host), _remark(lab, host)) for host in lab.hosts.values()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"lab {lab.name}: the internet"]
@@ -39,7 +41,7 @@ def _remark(lab: Lab, host: Host) -> str:
 
 
 def _port_ranges(ports: Sequence[str]) -> list[str]:
-    """Return ports like "TCP 8000", "TCP 8001" as ranges like "TCP 8000-8001"."""
+    """Ports like "TCP 8000", "TCP 8001" as ranges like "TCP 8000-8001"."""
     ranges: list[tuple[str, int, int]] = []
     for protocol, port in sorted((text.split()[0], int(text.split()[1])) for text in ports):
         if ranges and ranges[-1][0] == protocol and ranges[-1][2] + 1 == port:

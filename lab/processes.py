@@ -5,6 +5,8 @@ A process is known by its PID **and** its start time: a PID alone may have been 
 else in the meantime. Nothing is ever ended by its name.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -17,10 +19,12 @@ from pathlib import Path
 
 MARK = "HOME_FORWARDER_LAB"
 """Environment variable that every process started by a lab, and all its descendants, carry."""
+KILLED_WITHIN = 5.0
+"""Seconds until a killed process is gone, even where the machine is busy; it takes milliseconds."""
 
 
 def start_time(pid: int) -> int | None:
-    """Return when `pid` started, in clock ticks after boot, or None if it no longer runs.
+    """When `pid` started, in clock ticks after boot, or None if it no longer runs.
 
     Field 22 of /proc/PID/stat, see proc(5). A zombie counts as gone: it does nothing any more.
     """
@@ -34,7 +38,7 @@ def start_time(pid: int) -> int | None:
 
 
 def children(pid: int) -> list[int]:
-    """Return the PIDs of the children of `pid`."""
+    """The PIDs of the children of `pid`."""
     found = []
     for other in _all_pids():
         try:
@@ -59,8 +63,8 @@ class Process:
     what: str = ""
 
     @classmethod
-    def of(cls, pid: int, what: str = "") -> "Process | None":
-        """Return the process that has `pid` now, None if there is none."""
+    def of(cls, pid: int, what: str = "") -> Process | None:
+        """The process that has `pid` now, None if there is none."""
         start = start_time(pid)
         return None if start is None else cls(pid, start, what)
 
@@ -70,7 +74,7 @@ class Process:
         return start_time(self.pid) == self.start
 
     def signal(self, number: int) -> bool:
-        """Send a signal to this very process; return False if it is gone."""
+        """Send a signal to this very process. Returns: False if it is gone."""
         with self._pidfd() as fd:
             if fd is None:
                 return False
@@ -79,7 +83,7 @@ class Process:
             return True
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for its end; return whether it is gone."""
+        """Wait up to `timeout` seconds for its end. Returns: whether it is gone."""
         with self._pidfd() as fd:
             return fd is None or bool(select.select([fd], [], [], max(timeout, 0))[0])
 
@@ -110,7 +114,7 @@ def end(processes: Iterable[Process], grace: float = 2.0) -> None:
         targets = [p for p in targets if not p.wait(deadline - time.monotonic())]
     targets = [process for process in targets if process.signal(signal.SIGKILL)]
     for process in targets:
-        process.wait(5)
+        process.wait(KILLED_WITHIN)
 
 
 def _self_and_ancestors() -> set[int]:
@@ -127,7 +131,7 @@ def _self_and_ancestors() -> set[int]:
 
 
 def marked(mark: str) -> list[Process]:
-    """Return the processes that carry `mark` in the environment they were started with."""
+    """The processes that carry `mark` in the environment they were started with."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for pid in _all_pids():
@@ -147,7 +151,7 @@ class Ledger:
         self.directory = directory
 
     def record(self, pid: int, what: str) -> Process | None:
-        """Note that `pid` is ours; return None if it has ended already."""
+        """Note that `pid` is ours. Returns: None if it has ended already."""
         process = Process.of(pid, what)
         if process:
             (self.directory / f"{pid}.json").write_text(json.dumps(asdict(process)))
@@ -158,7 +162,7 @@ class Ledger:
         (self.directory / f"{pid}.json").unlink(missing_ok=True)
 
     def all(self) -> list[Process]:
-        """Return the recorded processes that still run."""
+        """The recorded processes that still run."""
         found = []
         for path in sorted(self.directory.glob("*.json")):
             # A file cut short by a killed writer names no process that we could be sure of.
@@ -167,5 +171,5 @@ class Ledger:
         return [process for process in found if process.alive]
 
     def find(self, what: str) -> Process | None:
-        """Return the running process recorded for `what`."""
+        """The running process recorded for `what`."""
         return next((process for process in self.all() if process.what == what), None)

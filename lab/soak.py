@@ -29,6 +29,11 @@ HOMES = ("home0", "home1", "home2")
 UNTOUCHED = "home2"
 TCP, UDP = 8000, 9000
 CHECK_INTERVAL = 10
+"""Seconds; the shortest that is allowed, so that a move is followed often in a short run."""
+IDLE_TIMEOUT = 600
+"""Seconds; clients ask all the time, so no connection ends for it. Deploys of a change count up."""
+PAUSE = 0.05
+"""Seconds between two questions of a client; what is lost is noticed at once."""
 EXPLAINS = 2.5 * CHECK_INTERVAL
 """Seconds for which an event explains what is lost: a move is followed at the next look-up, or at the
 one after it if DNS fails just then."""
@@ -58,7 +63,7 @@ class Soak:
         self.ledgers = [Ledger(home, protocol) for home in HOMES for protocol in ("tcp", "udp")]
         self.events: Counter[str] = Counter()
         self._last: dict[str, tuple[float, str]] = {}
-        self._idle_timeout = 600
+        self._idle_timeout = IDLE_TIMEOUT
 
     def declare(self) -> None:
         """home2's forwards are the same each time."""
@@ -69,7 +74,7 @@ class Soak:
                     "home": home,
                     "protocol": protocol,
                     "port": port + number,
-                    "idle_timeout": 600 if home == UNTOUCHED else self._idle_timeout,
+                    "idle_timeout": IDLE_TIMEOUT if home == UNTOUCHED else self._idle_timeout,
                 }
                 for number, home in enumerate(HOMES)
                 for protocol, port in (("tcp", TCP), ("udp", UDP))
@@ -131,7 +136,7 @@ class Soak:
         """One long connection, asked every 50 ms; a new one when it ends."""
         address = (self.vps.ipv4, TCP + int(ledger.home[-1]))
         connection: socket.socket | None = None
-        while not self.over.wait(0.05):
+        while not self.over.wait(PAUSE):
             ledger.sent += 1
             try:
                 if connection is None:
@@ -148,7 +153,7 @@ class Soak:
         """A question every 50 ms from one socket; an answer has a second to come."""
         address = (self.vps.ipv4, UDP + int(ledger.home[-1]))
         peer: socket.socket | None = None
-        while not self.over.wait(0.05):
+        while not self.over.wait(PAUSE):
             ledger.sent += 1
             question = str(ledger.sent).encode()
             try:
@@ -178,7 +183,7 @@ class Soak:
             time.sleep(self.random.uniform(1, 4))
             self.next_event()
         self.lab.dns.clear_faults()
-        time.sleep(2)
+        time.sleep(2)  # what is under way gets its answer
         self.over.set()
         for client in clients:
             client.join()

@@ -65,9 +65,9 @@ def ask_until(ask: Ask, address: str, port: int, expected: str, seconds: float =
 class Crowd:
     """What a crowd of UDP clients got.
 
-    + clients: how many there were
-    + answered: how many got their own answer
-    + misled: how many got an answer to another one's datagram
+    clients: how many there were
+    answered: how many got their own answer
+    misled: how many got an answer to another one's datagram
     """
 
     clients: int
@@ -84,7 +84,7 @@ class Crowd:
 def udp_crowd(address: str, port: int, clients: int, per_second: float = 0) -> Crowd:
     """Clients that send one datagram each, and wait SECONDS for answers after the last one has.
 
-    + per_second: how many of them begin in a second; by default all at the same moment
+    per_second: how many of them begin in a second; by default all at the same moment
     """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

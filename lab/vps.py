@@ -1,32 +1,38 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A VPS: a Debian system with systemd as PID 1 in systemd-nspawn, reached over ssh.
+"""A VPS: a Debian system with systemd as PID 1 in systemd-nspawn.
 
 Its disk is an overlay on the release's image with a tmpfs on top, so a clone takes no time and
 one VPS that fills its disk does no harm to the others. A container's root is the machine's root:
-this is a lab, no security boundary.
+this is a lab, no security boundary. What one does with it over ssh is in connection.py.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lab.cgroups import Cgroup
+from lab.connection import Connection
 from lab.errors import LabError
-from lab.host import Host, Operator, Site, finish, generate_key
+from lab.host import Host, Operator, Site, generate_key
 from lab.image import Image
 from lab.mounts import mount, overlay_options
-from lab.processes import Process, children, end
+from lab.processes import KILLED_WITHIN, Process, children, end
 
 SSH_PORT = 22
 BOOT_TIMEOUT = 90.0
+"""Seconds; a boot takes 2 of an idle machine, and systemd itself gives a unit 90 to start or stop."""
+DISK = 4096
+"""MiB, as the smallest VPSes have; only what is written takes memory."""
+PROBE_TIMEOUT = 0.3
+"""Seconds for sshd's first words; while a VPS boots, a lost packet would take the kernel a second."""
 REBOOTED = 133
 """Exit status of `systemd-nspawn --keep-unit` after a reboot inside; see its NEWS for 209."""
 
@@ -49,9 +55,9 @@ done
 class Vps(Host):
     """One VPS.
 
-    + release: "bookworm" (Debian 12) or "trixie" (Debian 13)
-    + memory: limit in bytes, None for none; what is written to the disk counts (it is a tmpfs)
-    + disk: size of the disk in MiB
+    release: "bookworm" (Debian 12) or "trixie" (Debian 13)
+    memory: limit in bytes, None for none; what is written to the disk counts (it is a tmpfs)
+    disk: size of the disk in MiB
     """
 
     ssh_port = SSH_PORT
@@ -64,7 +70,7 @@ class Vps(Host):
         operator: Operator,
         release: str,
         memory: int | None = None,
-        disk: int = 4096,
+        disk: int = DISK,
     ) -> None:
         super().__init__(site, name, addresses)
         self.operator = operator
@@ -72,11 +78,13 @@ class Vps(Host):
         self.memory = memory
         self.disk = disk
         self.cgroup = Cgroup(self.namespace)
-        self.when_up: Callable[[], None] = lambda: None
+        self.introduce: Callable[[], None] = lambda: None
         """Called when sshd answers, before anything is done over ssh."""
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._ssh_lock = threading.Lock()
-        self._masters: dict[str, Process] = {}
+        self.connection = Connection(site, name, operator)
+        # What one does with it all day.
+        self.run, self.popen = self.connection.run, self.connection.popen
+        self.read, self.write = self.connection.read, self.connection.write
 
     @property
     def ipv4(self) -> str:
@@ -112,7 +120,7 @@ class Vps(Host):
     def _host_key_file(self) -> Path:
         return self.root / "etc/ssh/ssh_host_ed25519_key.pub"
 
-    # Its life
+    # ---- Its life ----------------------------------------------------------------------------
 
     def create(
         self,
@@ -122,9 +130,9 @@ class Vps(Host):
     ) -> None:
         """Make the disk and the network, without booting.
 
-        + resolvers: the name servers in its resolv.conf
-        + prepare: called with its root directory when all else is there
-        + packages: installed on top of the image
+        resolvers: the name servers in its resolv.conf
+        prepare: called with its root directory when all else is there
+        packages: installed on top of the image
         """
         layers = Image(self.release).layers(packages)
         self.site.network.attach(self.name, self.addresses)
@@ -166,7 +174,9 @@ class Vps(Host):
     def start(self, wait: str = "boot") -> None:
         """Switch the VPS on.
 
-        + wait: "boot" until systemd has started everything, "ssh" until sshd answers, or "no"
+        wait: "boot" until systemd has started everything, "ssh" until sshd answers, or "no"
+
+        Raises: LabError if it does not come up.
         """
         if self.is_on:
             raise LabError(f"{self.name} is switched on already.")
@@ -232,7 +242,12 @@ class Vps(Host):
         return None
 
     def wait(self, until: str = "boot", timeout: float = BOOT_TIMEOUT) -> None:
-        """Wait up to `timeout` seconds until sshd answers ("ssh") or the boot is over ("boot")."""
+        """Wait until sshd answers ("ssh") or the boot is over ("boot").
+
+        timeout: seconds
+
+        Raises: LabError with the end of its console, or what the boot waits for.
+        """
         if until not in ("boot", "ssh", "no"):
             raise LabError(f"One can wait for «boot», «ssh» or «no», not for «{until}».")
         if until == "no":
@@ -243,9 +258,9 @@ class Vps(Host):
                 how = "did not come up" if self.is_on else "went off while it was booting"
                 raise LabError(f"{self.name} {how}; its console: {self._console_tail()}")
             time.sleep(0.05)
-        self.when_up()
+        self.introduce()
         if until == "boot":
-            left = max(deadline - time.monotonic(), 5)
+            left = max(deadline - time.monotonic(), 5)  # to ask at all, if sshd was late
             try:
                 # "degraded" is a state like others here; whoever cares can ask for it.
                 self.run("systemctl is-system-running --wait", check=False, timeout=left)
@@ -256,7 +271,9 @@ class Vps(Host):
     def _sshd_answers(self) -> bool:
         with self.operator.inside():
             try:
-                with socket.create_connection((self.ipv4, SSH_PORT), timeout=0.3) as probe:
+                with socket.create_connection(
+                    (self.ipv4, SSH_PORT), timeout=PROBE_TIMEOUT
+                ) as probe:
                     return probe.recv(4) == b"SSH-"
             except OSError:
                 return False
@@ -266,9 +283,9 @@ class Vps(Host):
         return " / ".join(text.strip().splitlines()[-4:]) or "(empty)"
 
     def reboot(self, wait: str = "boot") -> None:
-        """Restart it properly; see `start` for `wait`."""
+        """Restart it properly; see `start` for `wait`. Raises: LabError."""
         before = self._require_leader()
-        self.disconnect()
+        self.connection.close()
         before.signal(SIGNAL_REBOOT)
         deadline = time.monotonic() + BOOT_TIMEOUT
         while (now := self.leader) is None or now == before:
@@ -278,9 +295,12 @@ class Vps(Host):
         self.wait(wait)
 
     def power_off(self) -> None:
-        """Shut it down properly. Its disk stays; while it is off, nobody answers for it."""
+        """Shut it down properly. Its disk stays; while it is off, nobody answers for it.
+
+        Raises: LabError.
+        """
         leader = self._require_leader()
-        self.disconnect()
+        self.connection.close()
         keeper = self.site.ledger.find(self._keeper_name)
         leader.signal(SIGNAL_POWER_OFF)
         if keeper and not keeper.wait(BOOT_TIMEOUT):
@@ -291,7 +311,7 @@ class Vps(Host):
     def power_cut(self) -> None:
         """Switch it off at once: no process inside is told, no connection is ended."""
         self.site.network.plug(self.name, connected=False)
-        self.disconnect()
+        self.connection.close()
         if keeper := self.site.ledger.find(self._keeper_name):
             nspawns = [Process.of(pid) for pid in children(keeper.pid)]
             leader = self.leader
@@ -304,7 +324,7 @@ class Vps(Host):
     def _off(self) -> None:
         self.cgroup.remove()
         if self._keeper:
-            self._keeper.wait(10)
+            self._keeper.wait(KILLED_WITHIN)
             self._keeper = None
 
     def remove(self) -> None:
@@ -320,117 +340,6 @@ class Vps(Host):
         if leader is None:
             raise LabError(f"{self.name} is switched off.")
         return leader
-
-    # What one does with it
-
-    def run(
-        self,
-        command: str | Sequence[str],
-        *,
-        check: bool = True,
-        input: str | None = None,
-        timeout: float | None = 120,
-        user: str = "root",
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run a shell command, or a list of arguments, over ssh and return its output as text.
-
-        + user: "root", or "admin" who may use sudo without a password
-        + timeout: seconds, then subprocess.TimeoutExpired; what runs on the VPS may go on
-        + check: raise CommandFailed with its output if it fails
-        """
-        line = command if isinstance(command, str) else shlex.join(command)
-        self._connect(user)
-        process = self.site.popen(
-            [*self._ssh(user), "--", line],
-            f"{self.name}: ssh",
-            env=self.operator.environment(),
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        return finish(self.site, process, [line], input, timeout, check, self.name)
-
-    def popen(
-        self,
-        command: str | Sequence[str],
-        *,
-        user: str = "root",
-        stdin: int | None = subprocess.DEVNULL,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        text: bool = True,
-    ) -> "subprocess.Popen[str]":
-        """Start a shell command, or a list of arguments, over ssh."""
-        line = command if isinstance(command, str) else shlex.join(command)
-        self._connect(user)
-        return self.site.popen(
-            [*self._ssh(user), "--", line],
-            f"{self.name}: ssh",
-            env=self.operator.environment(),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=text,
-        )
-
-    def read(self, path: str) -> str:
-        """Return the content of a file; LabError if it cannot be read."""
-        return self.run(["cat", "--", path]).stdout
-
-    def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file as root, by renaming; missing directories are made."""
-        script = (
-            'umask 077; mkdir -p -m 755 -- "$(dirname -- "$1")" && cat > "$1.lab-new" && '
-            'chmod -- "$2" "$1.lab-new" && mv -T -- "$1.lab-new" "$1"'
-        )
-        self.run(["sh", "-c", script, "write", path, f"{mode:o}"], input=text)
-
-    def disconnect(self) -> None:
-        """Close the ssh connections that `run` keeps open."""
-        with self._ssh_lock:
-            end(self._masters.values(), grace=0)
-            for user in self._masters:
-                self._control_path(user).unlink(missing_ok=True)
-            self._masters.clear()
-
-    def _control_path(self, user: str) -> Path:
-        # One for each process that uses the lab, so that nobody waits for another's connection.
-        return self.site.directory / "ssh" / f"{self.name}-{user}-{os.getpid()}"
-
-    def _ssh(self, user: str) -> list[str]:
-        return [
-            *("ip", "netns", "exec", self.operator.namespace),
-            *("ssh", "-S", str(self._control_path(user)), "-l", user, self.name),
-        ]
-
-    def _connect(self, user: str) -> None:
-        """Open the connection that the commands of `user` share, unless it is open."""
-        with self._ssh_lock:
-            master = self._masters.get(user)
-            path = self._control_path(user)
-            if master and master.alive and path.exists():
-                return
-            path.unlink(missing_ok=True)
-            process = self.site.popen(
-                [*self._ssh(user), "-M", "-N", "-o", "ServerAliveInterval=15"],
-                f"{self.name}: ssh connection of {user}",
-                env=self.operator.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            deadline = time.monotonic() + 20
-            while not path.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    process.kill()
-                    said = process.communicate()[1].strip()
-                    raise LabError(f"ssh to {user}@{self.name} failed: {said or 'no answer'}")
-                time.sleep(0.01)
-            if recorded := Process.of(process.pid):
-                self._masters[user] = recorded
 
 
 def forget_machine(pattern: str) -> None:

@@ -12,7 +12,8 @@ from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import connector_data_meta
 from pyinfra_cli.exceptions import CliError
 
-from home_forwarder.config import Config, DataError, load_config
+from home_forwarder.config import Config, load_config
+from home_forwarder.mistakes import DataError
 from home_forwarder.values import is_placeholder
 
 
@@ -23,14 +24,14 @@ class WrongData(PyinfraError, CliError):  # type: ignore[misc]
     without the line of our code that found it.
     """
 
+    outcome = "no host was touched"
+
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = list(mistakes)
         super().__init__("\n".join(self.mistakes))
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.secho(
-            "--> Wrong data; no host was touched:", fg="red", bold=True, err=True, file=file
-        )
+        click.secho(f"--> Wrong data; {self.outcome}:", fg="red", bold=True, err=True, file=file)
         for mistake in self.mistakes:
             click.echo(f"    {mistake}", err=True, file=file)
 
@@ -71,5 +72,25 @@ def check_all(hosts: Iterable[Host]) -> None:
         except DataError as error:
             for mistake in error.mistakes:
                 found.setdefault(mistake, []).append(host.name)
+    if found:
+        raise WrongData(f"{', '.join(names)}: {mistake}" for mistake, names in found.items())
+
+
+NO_DATA_GOES_THROUGH = {
+    "_su_password": "su would take the data of a deploy for the password; log in as root with a key,"
+    ' or as a user who may use sudo, with "_sudo": True and, if it asks, "_sudo_password"',
+    "_get_pty": "a terminal changes the data of a deploy, and waits for more; take it out (where"
+    " sudoers has requiretty, let an admin write: Defaults:USER !requiretty)",
+}
+"""Ways to run commands in which standard input does not reach a program, and what would be right."""
+
+
+def check_logins(hosts: Iterable[Host]) -> None:
+    """Check how each host is to be logged in to. Raises: WrongData."""
+    found: dict[str, list[str]] = {}
+    for host in hosts:
+        for key, reason in NO_DATA_GOES_THROUGH.items():
+            if host.data.get(key):
+                found.setdefault(f"{key}: {reason}", []).append(host.name)
     if found:
         raise WrongData(f"{', '.join(names)}: {mistake}" for mistake, names in found.items())

@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from home_forwarder.config import Config, DataError
+from home_forwarder.config import Config
+from home_forwarder.mistakes import DataError
 from home_forwarder.user_data import Pull, Refused, baked, packed, pulled, sizes
 from operations.data import WrongData, config_of
 from operations.inventory import load_inventory
@@ -111,6 +112,8 @@ def _config(path: str, name: str) -> Config:
     if not Path(path).is_file():
         raise Refused(f"there is no {path} here; run this where your inventory.py is")
     hosts = {host.name: host for host in load_inventory(path)}
+    if not name.isprintable():
+        raise Refused(f"{name!r} is no name for a host; write it without line breaks and the like")
     if name not in hosts:
         close = difflib.get_close_matches(name, hosts, n=1)
         there = f"did you mean {close[0]}? " if close else ""

@@ -12,30 +12,29 @@ import dns.exception
 import dns.resolver
 from pyinfra import host, logger
 
-from home_forwarder.config import Config, Home
-from home_forwarder.render import load_program
+from home_forwarder.compare import REVISION, Observed
+from home_forwarder.config import Config
+from home_forwarder.parts.addresses import Home
+from home_forwarder.parts.forwards import Forward
+from home_forwarder.plan import CONF, Plan, some_of
+from home_forwarder.render import module_of
 
 SECONDS = 5.0
 """For all look-ups together, since they are made at the same time."""
 LONG_TTL = 300
 """Seconds: so long may resolvers keep the old address after a change."""
-SHOWN = 8
-"""Forwards named in one warning."""
 
 Records = tuple[list[str], int] | str
 """Addresses and their TTL in seconds, or why there are none."""
 
-_updater = load_program("/usr/local/bin/home-address-update")
+_updater = module_of("/usr/local/bin/home-address-update")
 _answers: dict[str, Records] = {}
 _lock = threading.Lock()
 
 
-def warn_about_names(config: Config, own_addresses: Iterable[str]) -> None:
-    """Warn about homes that would not work now; nothing is stopped by it.
-
-    own_addresses: the VPS's IPv6 addresses in 32 hexadecimal digits.
-    """
-    own = [(int(address, 16), 0) for address in own_addresses]
+def warn_about_names(config: Config, seen: Observed) -> None:
+    """Warn about homes that would not work now; nothing is stopped by it."""
+    own = [(int(address, 16), 0) for address in seen.own_addresses]
     names = {home.hostname for home in config.homes if ":" not in home.hostname}
     with _lock:  # several VPSes mostly share their homes
         new = sorted(names - _answers.keys())
@@ -43,36 +42,61 @@ def warn_about_names(config: Config, own_addresses: Iterable[str]) -> None:
             with ThreadPoolExecutor(max_workers=len(new)) as pool:
                 _answers.update(zip(new, pool.map(_look_up, new), strict=True))
     for home in config.homes:
-        for warning in warnings(home, _answers.get(home.hostname, ([home.hostname], 0)), own):
-            host.log_styled(f"{home.name}: {warning}", fg="yellow", log_func=logger.warning)
+        is_new = f"={home.hostname}\n" not in seen.texts.get(CONF, "")
+        records = _answers.get(home.hostname, ([home.hostname], 0))
+        for warning in warnings(home, records, own, is_new=is_new):
+            _warn(f"{home.name}: {warning}")
 
 
-def warn_about_relays(config: Config) -> None:
-    """Warn about forwards whose relay may be the wrong one for them."""
-    warning = warning_of_crowds(config)
+def warn_about_relays(config: Config, plan: Plan, seen: Observed) -> None:
+    """Warn about forwards that are new, or changed, and whose relay may be the wrong one for them."""
+    changed = [
+        relay
+        for relay in plan.relays
+        if relay.unit not in seen.units
+        or seen.units[relay.unit].environment.get(REVISION, relay.revision) != relay.revision
+    ]
+    new = [
+        forward
+        for forward in config.forwards
+        if any(
+            (relay.protocol, relay.listen) == (forward.protocol, forward.listen)
+            and forward.port.overlap(relay.ports) is not None
+            for relay in changed
+        )
+    ]
+    warning = warning_of_crowds(new)
     if warning:
-        host.log_styled(warning, fg="yellow", log_func=logger.warning)
+        _warn(warning)
 
 
-def warning_of_crowds(config: Config) -> str | None:
+def _warn(text: str) -> None:
+    host.log_styled(text, fg="yellow", log_func=logger.warning)
+
+
+def warning_of_crowds(forwards: Iterable[Forward]) -> str | None:
     """What socat means for UDP, in one line; None if no forward is concerned."""
     names = [
         f"udp {forward.port} to {forward.home}"
-        for forward in config.forwards
+        for forward in forwards
         if (forward.protocol, forward.relay) == ("udp", "socat")
     ]
     if not names:
         return None
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
-        f"{', '.join(names[:SHOWN])}{more}: socat serves one UDP client well; of several that begin at"
+        f"{some_of(names)}: socat serves one UDP client well; of several that begin at"
         " the same moment some get another's answers or none. For more than one client write"
         ' "relay": "nginx"'
     )
 
 
-def warnings(home: Home, records: Records, own: list[tuple[int, int]]) -> Iterable[str]:
-    """What is wrong with the records of a home, each in a sentence."""
+def warnings(
+    home: Home, records: Records, own: list[tuple[int, int]], *, is_new: bool = True
+) -> Iterable[str]:
+    """What is wrong with the records of a home, each in a sentence.
+
+    is_new: it was not declared before; what is only worth knowing is said once.
+    """
     if isinstance(records, str):
         yield f"could not confirm an IPv6 address of {home.hostname}: {records}"
         return
@@ -80,8 +104,9 @@ def warnings(home: Home, records: Records, own: list[tuple[int, int]]) -> Iterab
     for address in addresses:
         reason = _updater.refusal(address, own, home.allow_private)
         if reason:
-            yield f"{address}, an address of {home.hostname}, will be refused: it is {reason}"
-    if ttl > LONG_TTL:
+            whose = "" if address == home.hostname else f", an address of {home.hostname},"
+            yield f"{address}{whose} will be refused: it is {reason}"
+    if ttl > LONG_TTL and is_new:
         yield (
             f"the TTL of {home.hostname} is {ttl} s; after a change of address it may take as long"
             f" until anyone sees it (at most {LONG_TTL} s would be good)"

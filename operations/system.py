@@ -1,98 +1,76 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The operations: packages, files, units. Each is a no-op on a VPS that matches its plan."""
+"""The operation that makes a VPS match its plan; a no-op on one that does."""
 
 from __future__ import annotations
 
+import getpass
 import json
-from collections.abc import Generator, Iterable
-from dataclasses import asdict, replace
+import socket
+import time
+from base64 import b64decode
+from collections.abc import Iterable
+from contextlib import suppress
+from shlex import quote
 
+from paramiko import SSHException
 from pyinfra import host, logger, state
-from pyinfra.api import QuoteString, StringCommand, operation
-from pyinfra.api.operation import OperationMeta
-from pyinfra.facts.files import FileContents
-from pyinfra.operations import apt, dnf, server
+from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+from pyinfra.context import ctx_host, ctx_state
 from pyinfra.operations.util.files import generate_color_diff
 
-from home_forwarder.compare import NO_CHANGES, Changes, compare
-from home_forwarder.nginx_service import DROP_IN, HOLD, PACKAGE, RELEASE
-from home_forwarder.plan import STATE, File, Link, Plan
-from home_forwarder.render import sent_program
-from operations.facts import before, observe
+from home_forwarder.applying import job_of, paths_of
+from home_forwarder.compare import NO_CHANGES, Changes, Observed, compare, problems
+from home_forwarder.outlook import new_forwards
+from home_forwarder.plan import STATE, File, Link, Plan, some_of
+from home_forwarder.render import sent_source_of
+from operations.facts import Commands, contained, seen_first, seen_now
+from operations.sending import Call, NotUnderstood, lines_of, run
 
-Commands = Generator[StringCommand, None, None]
-
-SHOWN = 8
-"""Names said of a longer list."""
-RPM_NAMES = {"libnginx-mod-stream": "nginx-mod-stream"}
-"""What a package of the plan is called where packages are RPMs, if not the same."""
-
-
-def install_packages(name: str, packages: Iterable[str]) -> None:
-    """Install what is missing with the distribution's package manager; no command if nothing is."""
-    missing = [package for package in packages if package not in before().packages]
-    if PACKAGE in missing:
-        server.shell(name="Keep nginx.service from starting", commands=[HOLD])
-    if missing:
-        _install(name, missing)
-    leave_nginx_service_disabled(PACKAGE in missing)
-
-
-def leave_nginx_service_disabled(just_installed: bool = False) -> None:
-    """After nginx was installed, by this run or by an earlier one that was cut off."""
-    if just_installed or DROP_IN in before().files:
-        server.shell(name="Leave nginx.service disabled", commands=[RELEASE])
-
-
-def _install(name: str, missing: list[str]) -> OperationMeta:
-    if "apt-get" in before().manager:
-        return apt.packages(
-            name=name,
-            packages=missing,
-            update=True,
-            no_recommends=True,
-            # A new server is often busy with its own upgrades.
-            extra_install_args="-o DPkg::Lock::Timeout=120",
-        )
-    return dnf.packages(name=name, packages=[RPM_NAMES.get(each, each) for each in missing])
+LOCK_SECONDS = 60
+"""So long does a deploy wait for another one of the same VPS."""
+BUSY_SECONDS = 10
+"""Between two lines that say so."""
+APPLY_SECONDS = 900
+"""Hundreds of forwards take their time on a small VPS; one that hangs is given up."""
+NOT_KNOWN = (NotUnderstood, OSError, SSHException, PyinfraError)
+"""What operations.sending.run() raises."""
+CALM_ROUNDS = 3
+"""Relays that end and start again all the time are never seen twice in one state: after so many
+rounds it is enough that the files are as they were."""
+ROUNDS = 6
+"""A VPS that goes on changing under our hands is given up."""
 
 
 @operation()
-def write_files(plan: Plan) -> Commands:
+@contained
+def match_plan(plan: Plan) -> Commands:
     """
-    Write the plan's files and links, each whole or not at all.
-
-    + plan: what the VPS must look like
-    """
-    entries = compare(plan, observe()).write
-    if not entries:
-        host.noop("all files are as declared")
-        return
-    _announce("write", [entry.path for entry in entries])
-    _show_diffs(entries)
-    yield _program("install.py", {"write": [_entry(entry) for entry in entries], "remove": []})
-
-
-@operation()
-def switch_units(plan: Plan) -> Commands:
-    """
-    Stop and delete what is not declared, then load, start and restart what is.
+    Write the plan's files, stop and delete what is not declared, load, start and restart what is.
 
     + plan: what the VPS must look like
 
-    A relay is restarted only if its own settings changed (promise 10).
+    A relay is restarted only if its own settings changed (promise 10). All of it is one command on
+    the VPS, made by one deploy at a time (promise 21).
+
+    **Example:**
+
+    .. code:: python
+
+        match_plan(name="Make this VPS as declared", plan=make_plan(config))
     """
-    changes = _all_changes(plan)
-    for verb, names in (
-        ("stop", changes.stop),
-        ("delete", changes.remove),
-        ("restart", changes.restart),
-        ("start", changes.start),
-    ):
-        _announce(verb, names)
+    first = seen_first(plan)
+    changes = compare(plan, first)
+    if changes == NO_CHANGES and state.is_executing:
+        first = seen_now(plan)  # the comparison at the end of a deploy that changes nothing
+        changes = compare(plan, first)
+    _announce(plan, changes, first)
     if changes == NO_CHANGES:
-        host.noop("all units are as declared")
-    yield from _switch_commands(plan, changes)
+        host.noop("this VPS is as declared")
+        return
+    yield FunctionCommand(_apply, (plan, first), {})
 
 
 @operation()
@@ -105,103 +83,141 @@ def remove_state() -> Commands:
     )
 
 
-def _all_changes(plan: Plan) -> Changes:
-    """What is to do now, and what the files written by this same deploy make necessary."""
-    now, planned = compare(plan, observe()), compare(plan, before())
-    return replace(now, reload=now.reload or planned.reload, look_up=now.look_up or planned.look_up)
+def _apply(state: State, host: Host, plan: Plan, seen: Observed) -> bool:
+    """Until the VPS is as its plan says. Returns: whether it is; if not, the reason has been said."""
+    call = Call(sent_source_of("apply.py"))
+    changes = compare(plan, seen)
+    # Without -y, the operator has agreed to this, and to nothing else.
+    agreed = _shown(changes) if state.should_check_for_changes() else None
+    waiting = _Waiting(host)
+    for number in range(ROUNDS):
+        basis = seen.basis if number < CALM_ROUNDS else seen.basis.partition(" ")[0]
+        job = job_of(plan, changes, who=_operator(), basis=basis)
+        try:
+            result = run(state, host, call, stdin=json.dumps(job), timeout=APPLY_SECONDS)
+            while "busy" in result:
+                if not waiting.goes_on(result["busy"]):
+                    return False
+                result = run(state, host, call, stdin=json.dumps(job), timeout=APPLY_SECONDS)
+            seen = Observed.from_json(result.get("other") or result["seen"])
+        except (*NOT_KNOWN, KeyError, TypeError, ValueError, AttributeError) as error:
+            return _fail(host, f"it is not known what came of it, so deploy again: {error}")
+        if result.get("failed"):
+            return _fail(host, *result["failed"])
+        changes = compare(plan, seen)
+        if changes == NO_CHANGES:
+            return True
+        if "other" not in result:
+            agreed = None  # what is left follows from what was agreed to
+        hindrances = problems(plan, seen)
+        if hindrances:
+            return _fail(host, *hindrances)
+        if agreed is not None and _shown(changes) != agreed:
+            return _fail(
+                host,
+                "this VPS has changed since it was looked at, so what is shown above is no longer what"
+                " would be done; nothing was done: deploy again",
+            )
+    return _fail(host, "this VPS is still not as declared; left to do:", *_lines(changes))
 
 
-def _switch_commands(plan: Plan, changes: Changes) -> Commands:
-    if changes.stop:
-        yield _stop(changes.stop)
-    if changes.remove:
-        yield _program("install.py", {"write": [], "remove": list(changes.remove)})
-    if changes.reload:
-        yield _systemctl("daemon-reload")
-    if changes.look_up:
-        yield _systemctl("start", ["home-address-updater.service"])
-        changes = compare(plan, observe())  # relays may have an address now
-    if changes.restart:
-        yield _systemctl("restart", changes.restart)
-    if changes.start:
-        yield _systemctl("start", changes.start)
-    if changes.anything_starts and plan.relays:
-        yield from _wait_for_relays(plan)
+class _Waiting:
+    """For another deploy of the same VPS."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.until = time.monotonic() + LOCK_SECONDS
+        self.next_line = 0.0
+
+    def goes_on(self, who: str) -> bool:
+        """False, with a message, if it is long enough. who: has the lock, and since when."""
+        who = " ".join(lines_of(who))
+        now = time.monotonic()
+        if now >= self.until:
+            return _fail(
+                self.host,
+                f"{who} is deploying to this VPS, for more than {LOCK_SECONDS} s now; nothing was done:"
+                " deploy again later",
+            )
+        if now >= self.next_line:
+            self.next_line = now + BUSY_SECONDS
+            self.host.log_styled(
+                f"{who} is deploying to this VPS; waiting for up to {self.until - now:.0f} s",
+                fg="yellow",
+                log_func=logger.warning,
+            )
+        return True
 
 
-def _wait_for_relays(plan: Plan) -> Commands:
-    """A deploy that ends well has relays that listen; those without an address cannot yet."""
-    known = observe().addresses
-    relays = [
-        {"unit": relay.unit, "protocol": relay.protocol, "port": relay.port}
-        for relay in plan.relays
-        if str(relay.home) in known
-    ]
-    yield _program("wait.py", relays)
+def _operator() -> str:
+    """For others who wait for this deploy: user and machine."""
+    user = "somebody"
+    with suppress(OSError, KeyError, ImportError):
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
 
 
-def _systemctl(verb: str, units: Iterable[str] = ()) -> StringCommand:
-    """One call for many units."""
-    return StringCommand("systemctl", verb, *(QuoteString(unit) for unit in units))
+def _fail(host: Host, *texts: str) -> bool:
+    for line in (line for text in texts for line in lines_of(text)):
+        host.log_styled(line, fg="red", log_func=logger.error)
+    return False
 
 
-def _stop(units: Iterable[str]) -> StringCommand:
-    """Stop units, and forget the failure of those that failed, or they would stay known for ever.
+# ---- What is said of it beforehand -------------------------------------------------------------
 
-    Once more if systemd called it off: a home that moved just now restarts its forwards.
-    """
-    names = [QuoteString(unit) for unit in units]
-    return StringCommand(
-        "systemctl stop",
-        *names,
-        "|| { sleep 1; systemctl stop",
-        *names,
-        "; } && for unit in",
-        *names,
-        '; do if systemctl is-failed -q "$unit"; then systemctl reset-failed "$unit"; fi; done',
+
+def _shown(changes: Changes) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What is done, by the verb: of files the paths, else the units."""
+    return (
+        ("write", paths_of(changes.write)),
+        ("stop", changes.stop),
+        ("delete", changes.remove),
+        ("restart", changes.restart),
+        ("start", changes.start),
     )
 
 
-def _program(name: str, job: object) -> StringCommand:
-    """One of the programs that are sent to a VPS.
-
-    Its job goes through standard input: no secret in an argument list or a temporary file.
-    """
-    return StringCommand("python3 -IS -c", QuoteString(sent_program(name)), _stdin=json.dumps(job))
+def _lines(changes: Changes) -> list[str]:
+    return [f"{verb}: {some_of(names)}" for verb, names in _shown(changes) if names]
 
 
-def _announce(verb: str, names: Iterable[str]) -> None:
+def _announce(plan: Plan, changes: Changes, seen: Observed) -> None:
     """What a deploy is going to do, for --dry and for the question that follows."""
-    names = list(names)
-    if not names or _was_said():
-        return
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    host.log(f"Will {verb}: {', '.join(names[:SHOWN])}{more}", logger.info)
+    if state.is_executing and state.should_check_for_changes():
+        return  # an operation is looked at while a deploy is prepared, unless -y skips that
+    forwards = new_forwards(plan, changes)
+    if forwards:
+        host.log(f"Will forward {some_of(forwards)}", logger.info)
+    for line in _lines(changes):
+        host.log(f"Will {line}", logger.info)
+    if state.config.DIFF:
+        _show_diffs(changes.write, seen)
 
 
-def _entry(entry: File | Link) -> dict[str, object]:
-    """As install.py reads it."""
-    return {key: value for key, value in asdict(entry).items() if key not in ("secret", "compact")}
-
-
-def _was_said() -> bool:
-    """An operation is looked at while a deploy is prepared, unless -y skips that, and once more when
-    it is carried out."""
-    return bool(state.is_executing and state.should_check_for_changes())
-
-
-def _show_diffs(entries: Iterable[File | Link]) -> None:
-    if not state.config.DIFF or _was_said():
-        return
-    for entry in entries:
-        if isinstance(entry, Link):
+def _show_diffs(entries: Iterable[File | Link], seen: Observed) -> None:
+    """What the user declared comes first; of what is new and the same on every VPS, the name."""
+    files = [entry for entry in entries if isinstance(entry, File)]
+    for file in sorted(files, key=lambda file: file.generic):
+        known = file.path in seen.files
+        if file.secret:
+            host.log(f"{file.path} (mode {file.mode}, its content is secret)", logger.info)
             continue
-        if entry.secret:
-            host.log(f"{entry.path} (mode {entry.mode}, its content is secret)", logger.info)
+        new = file.content.splitlines(keepends=True)
+        if file.generic and not known:
+            host.log(f"{file.path} (mode {file.mode}, new, {len(new)} lines)", logger.info)
             continue
-        known = entry.path in before().files
-        old = (host.get_fact(FileContents, path=entry.path) or []) if known else []
-        host.log(f"{entry.path} (mode {entry.mode})", logger.info)
-        new = entry.content.splitlines(keepends=True)
-        for line in generate_color_diff([f"{each}\n" for each in old], new):
+        old = _content_of(file.path) if known else []
+        host.log(f"{file.path} (mode {file.mode})", logger.info)
+        for line in generate_color_diff(old, new):
             logger.info("  %s", line.rstrip("\n"))
+
+
+def _content_of(path: str) -> list[str]:
+    """The lines of a file on the current host, with their ends. pyinfra's own fact would take what is
+    said at login for a part of it."""
+    call = Call(sent_source_of("run_command.py"), (f"cat -- {quote(path)}",))
+    try:
+        done = run(ctx_state.get(), ctx_host.get(), call)
+    except NOT_KNOWN:
+        return []
+    return b64decode(done["stdout"]).decode("utf-8", errors="replace").splitlines(keepends=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_samples import STANDARD, TCP, UDP, disable_nginx_service, home_data, write_plan
+from lab_samples import STANDARD, TCP, UDP, apply_now, disable_nginx_service, home_data, write_plan
 
+from home_forwarder.applying import steps_of
+from home_forwarder.compare import Changes
 from home_forwarder.config import load_config
-from home_forwarder.plan import NGINX_PACKAGES, Plan, make_plan
-from home_forwarder.render import sent_program
+from home_forwarder.plan import Plan
+from home_forwarder.planning import make_plan
+from home_forwarder.relay_programs import package_names
 from lab import Lab, LabError, check_prerequisites
 from lab.checkout import Checkout
 from lab.vps import Vps
@@ -31,9 +33,9 @@ def is_wanted(item: pytest.Item) -> bool:
     is mostly systemd; `@pytest.mark.relays(everywhere=True)` is for what may differ in nginx itself.
     """
     chosen = getattr(item, "callspec", None)
-    relay = chosen.params.get("relay") if chosen else None
-    if relay is None:
+    if chosen is None or "relay" not in chosen.params:
         return True
+    relay = chosen.params["relay"]
     marker = item.get_closest_marker("relays")
     if marker and marker.args:
         return relay in marker.args
@@ -99,7 +101,7 @@ def vps(lab: Lab, release: str, request: pytest.FixtureRequest) -> Iterator[Vps]
     """
     options: dict[str, Any] = {"packages": ["socat"]}
     if "relay" in request.fixturenames and request.getfixturevalue("relay") == "nginx":
-        options = {"packages": ["socat", *NGINX_PACKAGES], "prepare": disable_nginx_service}
+        options = {"packages": ["socat", *package_names("nginx")], "prepare": disable_nginx_service}
     if "booted" in request.fixturenames:
         options["prepare"] = partial(
             write_plan, request.getfixturevalue("plan"), options.get("prepare")
@@ -147,8 +149,8 @@ def booted(vps: Vps, checkout: Checkout, declared: dict[str, Any], plan: Plan) -
     """A VPS that had what is declared on its disk when it booted: `deployed` in half the time."""
     checkout.declare(**declared)
     vps.run("systemctl start home-address-updater.service")
-    relays = [{"unit": r.unit, "protocol": r.protocol, "port": r.port} for r in plan.relays]
-    vps.run(["python3", "-IS", "-c", sent_program("wait.py")], input=json.dumps(relays))
+    steps = steps_of(plan, Changes(start=plan.running))
+    apply_now(vps, plan, [step for step in steps if step[0] == "wait"])
     return checkout
 
 

@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from home_forwarder.applying import job_of
+from home_forwarder.compare import Observed, compare
 from home_forwarder.plan import File, Plan
+from home_forwarder.planning import question
+from home_forwarder.relay_programs import package_names
+from home_forwarder.render import sent_source_of
 from lab import Lab
+from lab.vps import Vps
 
 TCP, UDP = 44444, 33333
 """Ports that every home serves, beside 8000 to 8009 for both protocols."""
+
+NGINX_PACKAGES = package_names("nginx")
+"""As Debian calls them."""
 
 STANDARD = [
     {"home": "home0", "protocol": "tcp", "port": TCP},
@@ -48,3 +59,33 @@ def write_plan(plan: Plan, before: Callable[[Path], None] | None, root: Path) ->
             path.chmod(int(entry.mode, 8))
         else:
             path.symlink_to(entry.target)
+
+
+def look(vps: Vps, plan: Plan) -> Observed:
+    """The VPS as a deploy of this plan would see it."""
+    asked = json.dumps(question(plan))
+    source = sent_source_of("observe.py")
+    return Observed.from_json(json.loads(vps.run(["python3", "-IS", "-c", source, asked]).stdout))
+
+
+def apply_now(vps: Vps, plan: Plan, steps: list[list[Any]] | None = None) -> None:
+    """What a deploy does, or these steps of it."""
+    command = ["python3", "-IS", "-c", sent_source_of("apply.py")]
+    result: dict[str, Any] = {"other": {}}
+    while "other" in result:  # the restarts of a moved home are not over
+        seen = look(vps, plan)
+        job = job_of(plan, compare(plan, seen), "a test", seen.basis)
+        job = job if steps is None else {**job, "steps": steps}
+        result = json.loads(vps.run(command, input=json.dumps(job)).stdout)
+    assert not result["failed"], result["failed"]
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What a process has printed when it has printed this."""
+    said = ""
+    while text not in said:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said

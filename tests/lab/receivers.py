@@ -71,7 +71,7 @@ class MailServer:
     def running(self, lab: Lab, *, tls: bool = False) -> Iterator[None]:
         """Up and reachable for the length of a `with` block.
 
-        + tls: on port 465, encrypted from the first byte; else on 587 with STARTTLS
+        tls: on port 465, encrypted from the first byte; else on 587 with STARTTLS
         """
         controller = Controller(
             self,
@@ -113,6 +113,7 @@ class MailServer:
         self.accepting.set()
         while self.holds:
             await asyncio.sleep(0.05)
+        assert server.transport is not None
         content = envelope.content if isinstance(envelope.content, bytes) else b""
         message = message_from_bytes(content, policy=default)
         self.mails.append(

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -74,7 +77,10 @@ def check(checkout: Checkout, *arguments: str) -> None:
         'exec ssh vps1 "cat >/root/checked && cloud-init schema --config-file /root/checked" <"$3"\n'
     )
     checker.chmod(0o755)
-    said = user_data(checkout, "--check", *arguments)
+    try:
+        said = user_data(checkout, "--check", *arguments)
+    finally:
+        checker.unlink()
     assert said.startswith("Valid "), said
 
 
@@ -121,6 +127,9 @@ def test_boots_forwarding(
     log = is_done(vps)
     check(checkout)
     assert "installed socat, unattended-upgrades" in "\n".join(log)
+    key = hashlib.sha256(base64.b64decode(vps.host_key.split()[1])).digest()
+    fingerprint = base64.b64encode(key).decode().rstrip("=")
+    assert [line for line in log if f"ssh host key: 256 SHA256:{fingerprint} " in line]
     assert vps.run("hostname -f").stdout == "relay1.forwarder.test\n"
     assert vps.run("date +%Z").stdout in (("CET\n", "CEST\n") if "timezone" in extras else "UTC\n")
     assert vps.run("systemctl is-system-running").stdout == "running\n"
@@ -190,7 +199,7 @@ def test_all_that_can_be_missing(lab: Lab, checkout: Checkout, new_vps: Callable
         ask_until(ask_tcp, vps.ipv4, 8001, f"home1 {home1.address}", seconds=40)
     log = "\n".join(is_done(vps))
     assert log.count("first boot as vps1") == 2
-    assert "apt-get -qq -y -o DPkg::Lock::Timeout=120 update ended with 100" in log
+    assert "apt-get update ended with 100" in log
     assert "0 of 3 forwards have an address" in log
     checkout.declare(home_data(lab), STANDARD, check_interval=10)
     assert changed(checkout.deploy().stderr) == []
@@ -268,6 +277,104 @@ class Repository:
         return self.git("rev-parse", "HEAD")
 
 
+GIT_BY_HTTP = """\
+import base64, glob, http.server, json, os, subprocess, threading, time
+
+USER = "Basic " + base64.b64encode(b"me:SECRET/%").decode()
+answers, programs, leaks, over = [], set(), [], threading.Event()
+
+class Server(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        answers.append(200 if self.headers["Authorization"] == USER else 401)
+        time.sleep(0.3)  # so that whoever asks is seen
+        if answers[-1] == 401:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.end_headers()
+            return
+        path, _, query = self.path.partition("?")
+        length = int(self.headers["Content-Length"] or 0)
+        made = subprocess.run(
+            ["git", "http-backend"],
+            input=self.rfile.read(length),
+            stdout=subprocess.PIPE,
+            env={
+                "PATH": os.environ["PATH"],
+                "GIT_PROJECT_ROOT": "/srv",
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "GIT_PROTOCOL": self.headers["Git-Protocol"] or "",
+                "PATH_INFO": path,
+                "QUERY_STRING": query,
+                "REQUEST_METHOD": self.command,
+                "CONTENT_TYPE": self.headers["Content-Type"] or "",
+                "CONTENT_LENGTH": str(length),
+                "HTTP_CONTENT_ENCODING": self.headers["Content-Encoding"] or "",
+            },
+        ).stdout
+        headers, _, body = made.partition(b"\\r\\n\\r\\n")
+        self.send_response(200)
+        for line in headers.decode().splitlines():
+            self.send_header(*line.split(": ", 1))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+def look():
+    while not over.is_set():
+        for path in glob.glob("/proc/[0-9]*/cmdline"):
+            try:
+                with open(path, errors="replace") as file:
+                    arguments = file.read().split("\\0")
+            except OSError:
+                continue
+            programs.add(" ".join(arguments[:2]))
+            if "SECRET" in " ".join(arguments):
+                leaks.append(arguments)
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8180), Server)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+looking = threading.Thread(target=look)
+looking.start()
+status = subprocess.run(["systemctl", "start", "home-forwarder-pull"]).returncode
+over.set()
+looking.join()
+print(json.dumps([status, answers, sorted(programs), leaks]))
+"""
+"""A git server on the VPS that wants a password, SECRET/%, while the VPS pulls and every process is
+looked at. Prints how the pull ended, the server's answers, who ran, and who had SECRET in its arguments."""
+
+
+def check_that_nobody_sees_a_token(vps: Vps) -> None:
+    """Promise 17: the token of a repository is in no argument list and in no log while it is used.
+
+    The VPS pulls from a git server of its own.
+    """
+    place, secret = "/opt/home-forwarder", secrets.token_hex(8)
+    vps.run(
+        f"cp -r {place}/checkout/.git /srv/own.git && git -C /srv/own.git config core.bare true"
+    )
+    head = vps.run(f"git -C {place}/checkout rev-parse HEAD").stdout.strip()
+    url = f"http://me:{secret}%2F%25@127.0.0.1:8180/own.git"
+    settings = {"host": "vps1", "url": url, "commit": head, "branch": ""}
+    vps.write(f"{place}/pull.json", json.dumps(settings), mode=0o600)
+    vps.run(f"rm -r {place}/checkout")
+    seen = vps.run("python3 -", input=GIT_BY_HTTP.replace("SECRET", secret)).stdout
+    status, answers, programs, leaks = json.loads(seen)
+    journal = vps.run("journalctl --quiet --output cat --since -2min").stdout
+    assert status == 0, journal
+    assert f"deployed {head}" in journal
+    assert {200, 401} <= set(answers), "it was asked, and then told"
+    assert any("git-remote-http" in each for each in programs), programs
+    assert leaks == []
+    assert secret not in journal
+    found = vps.run(f"grep -rl {secret} {place} /root /tmp /var/log /run/log", check=False).stdout
+    assert found.split() == [f"{place}/pull.json"]
+
+
 @pytest.mark.parametrize("release", ["trixie"], indirect=True)
 def test_pull(
     lab: Lab,
@@ -325,14 +432,29 @@ def test_pull(
         assert result.returncode != 0
         assert "Traceback" not in result.stderr
 
+        check_that_nobody_sees_a_token(vps)
+
 
 @pytest.mark.parametrize("release", ["trixie"], indirect=True)
 def test_nginx_at_the_first_boot(lab: Lab, checkout: Checkout, new_vps: Callable[..., Vps]) -> None:
-    """As with a deploy: its relays run, and the web server that comes with it does not."""
+    """As with a deploy: its relays run, and the web server that comes with it does not. A repository
+    that is gone, and one that is not signed, do not stop it."""
+
+    def broken_repositories(root: Path) -> None:
+        (root / "srv/unsigned").mkdir()
+        for name in ("Packages", "Release"):
+            shutil.copy(root / "srv/apt" / name, root / "srv/unsigned")
+        (root / "etc/apt/sources.list.d/broken.list").write_text(
+            "deb file:/srv/gone stable main\ndeb file:/srv/unsigned ./\n"
+        )
+        shutil.rmtree(root / "var/lib/apt/lists")
+
     forwards = [{**forward, "relay": "nginx"} for forward in STANDARD]
     checkout.declare(home_data(lab), forwards, hosts={"vps1": {}}, check_interval=3600)
-    vps = new_vps(user_data(checkout))
-    is_done(vps)
+    vps = new_vps(user_data(checkout), broken_repositories)
+    log = "\n".join(is_done(vps))
+    assert "'file:/srv/gone stable Release' does not have a Release file" in log
+    assert "'file:/srv/unsigned ./ Release' is not signed" in log
     with lab.inside("client"):
         ask_until(ask_tcp, vps.ipv4, TCP, "home0 ", seconds=PATIENCE)
         ask_until(ask_udp, vps.ipv4, UDP, "home0 ", seconds=PATIENCE)

@@ -7,13 +7,18 @@ import hashlib
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
-from lab_samples import STANDARD, TCP, UDP, home_data
+from lab_samples import STANDARD, TCP, UDP, apply_now, home_data, look
 
+from home_forwarder.applying import steps_of
+from home_forwarder.compare import NO_CHANGES, compare
 from home_forwarder.config import load_config
-from home_forwarder.plan import Plan, make_plan
+from home_forwarder.plan import Plan
+from home_forwarder.planning import make_plan
 from lab import Lab
 from lab.checkout import Checkout
 from lab.traffic import ask_tcp, ask_udp, ask_until, whoami
@@ -125,6 +130,62 @@ def test_changing_deploy_cut_off(lab: Lab, release: str, vps: Vps, checkout: Che
         whoami(connection)
 
 
+def data_of(homes: list[dict[str, Any]], ports: dict[str, int]) -> dict[str, Any]:
+    """Homes with a forward each; without a look-up by the timer for the length of the test."""
+    forwards = [
+        {"home": name, "protocol": "tcp", "port": port, "target_port": TCP}
+        for name, port in ports.items()
+    ]
+    return {"homes": homes, "forwards": forwards, "check_interval": 86400}
+
+
+def cuts(steps: list[list[Any]]) -> Iterator[list[list[Any]]]:
+    """What is done of the steps when they are cut off: between them, and within a list of files."""
+    for number, (verb, what) in enumerate(steps):
+        yield steps[:number]
+        if verb in ("write", "remove") and len(what) > 1:
+            yield [*steps[:number], [verb, what[: len(what) // 2]]]
+    yield steps[:-1]
+
+
+@pytest.mark.parametrize(
+    ("release", "transition"),
+    [("trixie", "add"), ("trixie", "remove"), ("bookworm", "reorder")],
+    indirect=["release"],
+)
+def test_homes_cut_off(lab: Lab, vps: Vps, checkout: Checkout, transition: str) -> None:
+    """Promise 12: at every point of adding, removing and reordering homes, the next deploy mends all,
+    and each forward leads to its own home as soon as that has ended well."""
+    homes = home_data(lab, count=3)
+    few = data_of(homes[:2], {"home0": 8000, "home1": 8001})
+    many = data_of(homes, {"home0": 8000, "home1": 8001, "home2": 8002})
+    before, after = {
+        "add": (few, many),
+        "remove": (many, data_of(homes[1:], {"home1": 8001, "home2": 8002})),
+        "reorder": (many, data_of(homes[::-1], {"home0": 8000, "home1": 8001, "home2": 8002})),
+    }[transition]
+
+    def deploy(data: dict[str, Any]) -> None:
+        checkout.declare(**data, preflight=False)
+        checkout.deploy()
+        with lab.inside("client"):
+            for forward in data["forwards"]:
+                assert ask_tcp(vps.ipv4, forward["port"]).startswith(forward["home"])
+
+    deploy(before)
+    wanted = make_plan(load_config(after))
+    steps = steps_of(wanted, compare(wanted, look(vps, wanted)))
+    for cut in cuts(steps):
+        apply_now(vps, wanted, cut)
+        with lab.inside("client"):
+            for forward in after["forwards"]:
+                with suppress(OSError):  # refused it may be, but never another home's
+                    assert ask_tcp(vps.ipv4, forward["port"]).startswith(forward["home"])
+        deploy(after)
+        assert compare(wanted, look(vps, wanted)) == NO_CHANGES
+        apply_now(vps, make_plan(load_config(before)))
+
+
 def full_disk(vps: Vps, _port: int) -> str:
     vps.run(
         "mkdir /tmp/all && cp -a /etc/systemd/system/. /tmp/all && mount -t tmpfs -o size=160k tmpfs"
@@ -186,18 +247,3 @@ def test_obstacles(lab: Lab, vps: Vps, deployed: Checkout) -> None:
             whoami(connection)
         vps.run(undo)
         assert_converges(lab, vps, deployed, ports[0])
-
-
-def test_apt_is_busy(lab: Lab, release: str, checkout: Checkout) -> None:
-    """The package manager's lock is waited for."""
-    vps = lab.add_vps("vps1", release, packages=[])
-    vps.run(
-        "systemd-run -q --unit=busy python3 -c 'import fcntl, time;"
-        ' files = [open(f"/var/lib/dpkg/{name}", "w") for name in ("lock-frontend", "lock")];'
-        " [fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; time.sleep(6)'; sleep 0.5"
-    )
-    checkout.declare(home_data(lab), STANDARD)
-    try:
-        assert_converges(lab, vps, checkout, 8001)
-    finally:
-        lab.remove_vps("vps1")

@@ -16,8 +16,9 @@ import pytest
 from lab_samples import STANDARD, TCP, UDP, disable_nginx_service, home_data
 from test_deploy import changed
 
-from home_forwarder.nginx_service import DROP_IN, HOLD
-from home_forwarder.plan import NGINX_PACKAGES
+from home_forwarder.plan import UNITS
+from home_forwarder.relay_programs import package_names
+from home_forwarder.render import sent_source_of
 from lab import Lab
 from lab.checkout import Checkout
 from lab.image import Image
@@ -45,17 +46,21 @@ def works(lab: Lab, vps: Vps) -> None:
 def test_udp_clients_at_the_same_moment(
     lab: Lab,
     vps: Vps,
-    deployed: Checkout,
+    checkout: Checkout,
+    declared: dict[str, Any],
     relay: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """100 clients: with nginx each gets its own answer and nobody else's. With socat some do not."""
+    """100 clients: with nginx each gets its own answer and nobody else's. With socat some do not, which
+    is said when the forward is new."""
+    checkout.declare(**declared)
+    assert (MIXED_UP in checkout.deploy().stderr) is (relay == "socat")
     with lab.inside("client"):
         crowd = udp_crowd(vps.ipv4, UDP, 100)
     record_property("figure", f"{relay}: at the same moment, {crowd}")
     if relay == "nginx":
         assert (crowd.answered, crowd.misled) == (100, 0)
-    assert (MIXED_UP in deployed.deploy().stderr) is (relay == "socat")
+    assert MIXED_UP not in checkout.deploy().stderr
 
 
 @pytest.mark.relays(everywhere=True)
@@ -146,11 +151,12 @@ def web_server(lab: Lab, tmp_path: Any) -> Iterator[None]:
     """A real web server at home1, port 8080, that takes connections with the PROXY protocol only."""
     root = tmp_path / "root"
     root.mkdir()
-    layers = ":".join(str(layer) for layer in Image("trixie").layers(list(NGINX_PACKAGES)))
+    layers = ":".join(str(layer) for layer in Image("trixie").layers(list(package_names("nginx"))))
     server = lab.home["home1"].popen(
         ["unshare", "--mount", "sh", "-c", START_WEB_SERVER, "sh", layers, str(root)],
         stdin=subprocess.PIPE,
     )
+    assert server.stdin is not None
     server.stdin.write(WEB_SERVER)
     server.stdin.close()
     with lab.inside("home1"):
@@ -198,7 +204,7 @@ def test_the_home_sees_the_client(lab: Lab, vps: Vps, relay: str, checkout: Chec
 # ---- One relay instead of the other ----------------------------------------------------------
 
 
-@pytest.mark.vps(packages=["socat", *NGINX_PACKAGES], prepare=disable_nginx_service)
+@pytest.mark.vps(packages=["socat", *package_names("nginx")], prepare=disable_nginx_service)
 def test_switched_back_and_forth(lab: Lab, vps: Vps, checkout: Checkout) -> None:
     """By deploys, under the same unit names; only the forwards concerned restart (promise 10)."""
     homes = home_data(lab)
@@ -256,14 +262,14 @@ def test_nginx_service_stays_off(lab: Lab, vps: Vps, checkout: Checkout) -> None
 def test_cut_off_while_nginx_is_installed(lab: Lab, vps: Vps, checkout: Checkout) -> None:
     """A deploy that ends between package and service: nginx.service stays off, even over a reboot,
     and the next deploy does what was left to do."""
-    vps.run(HOLD)
+    vps.run(["python3", "-IS", "-c", sent_source_of("services.py"), "hold", "nginx.service"])
     vps.run("DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx")
     vps.reboot()
     assert state(vps) == ["inactive", "enabled", "0"]
     checkout.declare(home_data(lab), NGINX)
     checkout.deploy()
     assert state(vps) == ["inactive", "disabled", "0"]
-    assert vps.run(f"ls {DROP_IN}", check=False).stdout == ""
+    assert vps.run(f"ls {UNITS}/nginx.service.d/home-forwarder.conf", check=False).stdout == ""
     works(lab, vps)
 
 

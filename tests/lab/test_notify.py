@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from email import message_from_string
 from email.message import EmailMessage
 from email.policy import default
@@ -36,7 +36,7 @@ def receiver(lab: Lab) -> Iterator[str]:
     lab.dns.set(NAME)
 
 
-def deploy(lab: Lab, checkout: Checkout, notify: dict[str, object], *arguments: str) -> str:
+def deploy(lab: Lab, checkout: Checkout, notify: Mapping[str, object], *arguments: str) -> str:
     """Deploy two forwards to home0 with this notify; what pyinfra said."""
     homes = [{**home_data(lab, count=1)[0], "description": "Fritz!Box «at home»"}]
     checkout.declare(homes, STANDARD[:2], check_interval=3600, notify=notify)

@@ -26,8 +26,9 @@ def shell_version() -> dict[str, str]:
     """Its files: the same names of units, a script, one watcher for all homes."""
     files = {
         "/usr/local/bin/home-address-update.sh": SCRIPT,
-        "/etc/home-forwarder.conf": 'HOME_ADDRESS_COUNT=2\nHOME_HOSTDESC_0="Router"\n'
-        "HOME_HOSTNAME_0=home0.home.example\nHOME_HOSTNAME_1=home1.home.example\nSEND_MAILS_TO=root\n",
+        "/etc/home-forwarder.conf": 'HOME_ADDRESS_COUNT=3\nHOME_HOSTDESC_0="Router"\n'
+        "HOME_HOSTNAME_0=home0.home.example\nHOME_HOSTNAME_1=home1.home.example\n"
+        "HOME_HOSTDESC_2='Cabin'\nHOME_HOSTNAME_2=Home2.home.example.\nSEND_MAILS_TO=root\n",
         f"{UNITS}/home-forwarders.service": f"{GROUP}[Install]\nWantedBy=multi-user.target\n",
         f"{UNITS}/home-address-updater.service": "[Service]\nType=oneshot\n"
         "ExecStart=/usr/local/bin/home-address-update.sh\n",
@@ -66,7 +67,15 @@ def test_the_shell_version_is_taken_over(lab: Lab, vps: Vps, checkout: Checkout)
     with lab.inside("client"):
         ask_until(ask_tcp, vps.ipv4, TCP, "home0")
     checkout.declare(home_data(lab), STANDARD)
-    checkout.deploy()
+    said = checkout.deploy("--data", "preflight=off").stderr
+    assert (
+        'SEND_MAILS_TO=root is not declared: nobody will get mails of changes; to keep it, write notify = {"mail_to": "root"}'
+        in said
+    )
+    assert (
+        "home 2 (Cabin, home2.home.example) is not declared: it goes, and its forwards with it"
+        in said
+    )
     with lab.inside("client"):
         ask_until(ask_tcp, vps.ipv4, TCP, "home0")
         ask_until(ask_udp, vps.ipv4, UDP, "home0")

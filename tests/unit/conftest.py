@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The unit ring: seconds, anywhere, without root and without a network."""
 
-import pytest
+from __future__ import annotations
+
 from hypothesis import settings
 
 # No deadline: a busy machine is no bug. No database: a run leaves nothing in the checkout. The same
@@ -10,10 +11,3 @@ COMMON = settings(deadline=None, database=None, print_blob=True)
 settings.register_profile("unit", COMMON, derandomize=True)
 settings.register_profile("fuzz", COMMON, max_examples=2000)
 settings.load_profile("unit")
-
-
-@pytest.fixture
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an ad-hoc instance of a relay, without a drop-in."""
-    for key in ("FORWARD_IDLE_TIMEOUT", "FORWARD_MAX_CONNECTIONS", "FORWARD_TARGET_PORT"):
-        monkeypatch.delenv(key, raising=False)

@@ -5,16 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
 
 import pytest
-from unit_samples import FRITZBOX, NAS, TCP, UDP, Data, matching, plan_of
+from unit_samples import (
+    FRITZBOX,
+    NAS,
+    TCP,
+    UDP,
+    Data,
+    file_of,
+    matching,
+    plan_of,
+    with_file,
+    with_unit,
+)
 
-from home_forwarder.compare import Changes, Observed, compare, problems
-from home_forwarder.plan import UNITS, Plan
+from home_forwarder.compare import (
+    ADDRESS,
+    NO_CHANGES,
+    REVISION,
+    Changes,
+    Observed,
+    compare,
+)
+from home_forwarder.plan import CONF, UNITS, Plan
 
-NOTHING = Changes(stop=(), write=(), remove=(), reload=False, look_up=False, restart=(), start=())
-CONF = "/etc/home-forwarder.conf"
+UPDATER_UNIT = "home-address-updater.service"
 TIMER = "home-address-updater.timer"
 GROUP = "home-tcpforwarders.service"
 FRONT = "home-tcpforwarder@0:44444.service"
@@ -25,25 +41,11 @@ STRAY = "home-udpforwarder-46-to-6@1:8080.service"
 WATCHERS = ("home-address-watcher@0.path", "home-address-watcher@1.path")
 
 PLAN = plan_of()
+RUNS_WITH = {REVISION: PLAN.relays[0].revision, ADDRESS: "2001:db8::1"}
+NO_PROCESS: Data = {"runs": False, "environment": {}}
 
 
-def unit(seen: Observed, name: str, **properties: object) -> Observed:
-    """The VPS with some properties of a unit changed, or with one more unit."""
-    base = seen.units.get(name) or {
-        **seen.units["home-address-updater.service"],
-        "LoadState": "loaded",
-    }
-    return replace(seen, units={**seen.units, name: {**base, **properties}})
-
-
-def entry(seen: Observed, path: str, **properties: Any) -> Observed:
-    """The VPS with some properties of a file changed, or with one more file."""
-    base = seen.files.get(path) or {"mode": "644", "owner": "root", "group": "root"}
-    changed = {key: value for key, value in {**base, **properties}.items() if value is not None}
-    return replace(seen, files={**seen.files, path: changed})
-
-
-def without(seen: Observed, path: str) -> Observed:
+def without_file(seen: Observed, path: str) -> Observed:
     """The VPS without a file."""
     return replace(seen, files={key: value for key, value in seen.files.items() if key != path})
 
@@ -60,7 +62,7 @@ def as_dict(changes: Changes) -> Data:
 
 def expect(**changes: object) -> Data:
     """Nothing to do but this."""
-    return {**as_dict(NOTHING), **changes}
+    return {**as_dict(NO_CHANGES), **changes}
 
 
 Drift = Callable[[Observed], Observed]
@@ -69,52 +71,55 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
     "none": (lambda seen: seen, {}),
     # Files.
     "conf edited by hand": (
-        lambda seen: entry(seen, CONF, sha256="0"),
-        {"write": (CONF,), "look_up": True},
+        lambda seen: with_file(seen, CONF, sha256="0"),
+        {"write": (CONF,), "read_again": (UPDATER_UNIT,)},
     ),
-    "mode": (lambda seen: entry(seen, CONF, mode="600"), {"write": (CONF,), "look_up": True}),
+    "mode": (
+        lambda seen: with_file(seen, CONF, mode="600"),
+        {"write": (CONF,), "read_again": (UPDATER_UNIT,)},
+    ),
     "owner": (
-        lambda seen: entry(seen, "/usr/local/bin/home-address-update", owner="nobody"),
+        lambda seen: with_file(seen, "/usr/local/bin/home-address-update", owner="nobody"),
         {"write": ("/usr/local/bin/home-address-update",)},
     ),
     "group": (
-        lambda seen: entry(seen, "/usr/local/lib/home-forwarder/relay", group="users"),
+        lambda seen: with_file(seen, "/usr/local/lib/home-forwarder/relay", group="users"),
         {"write": ("/usr/local/lib/home-forwarder/relay",)},
     ),
     "file missing": (
-        lambda seen: without(seen, "/usr/local/lib/home-forwarder/relay"),
+        lambda seen: without_file(seen, "/usr/local/lib/home-forwarder/relay"),
         {"write": ("/usr/local/lib/home-forwarder/relay",)},
     ),
     "directory in the place of a file": (
-        lambda seen: entry(seen, CONF, sha256=None, other=True),
-        {"write": (CONF,), "look_up": True},
+        lambda seen: with_file(seen, CONF, sha256=None),
+        {"write": (CONF,), "read_again": (UPDATER_UNIT,)},
     ),
     "link in the place of a file": (
-        lambda seen: entry(seen, CONF, sha256=None, target="/tmp/conf"),
-        {"write": (CONF,), "look_up": True},
+        lambda seen: with_file(seen, CONF, sha256=None, target="/tmp/conf"),
+        {"write": (CONF,), "read_again": (UPDATER_UNIT,)},
     ),
     "file in the place of a link": (
-        lambda seen: entry(seen, "/etc/home-address-ipv6", target=None, sha256="0", mode="644"),
+        lambda seen: with_file(seen, "/etc/home-address-ipv6", target=None, sha256="0", mode="644"),
         {"write": ("/etc/home-address-ipv6",)},
     ),
     "link to elsewhere": (
-        lambda seen: entry(seen, "/etc/home-address-ipv6", target="/dev/shm/x"),
+        lambda seen: with_file(seen, "/etc/home-address-ipv6", target="/dev/shm/x"),
         {"write": ("/etc/home-address-ipv6",)},
     ),
     "unit disabled": (
-        lambda seen: without(seen, f"{UNITS}/multi-user.target.wants/{FRONT}"),
+        lambda seen: without_file(seen, f"{UNITS}/multi-user.target.wants/{FRONT}"),
         {"write": (f"{UNITS}/multi-user.target.wants/{FRONT}",), "reload": True},
     ),
     "service template edited": (
-        lambda seen: entry(seen, f"{UNITS}/home-tcpforwarder-46-to-6@.service", sha256="0"),
+        lambda seen: with_file(seen, f"{UNITS}/home-tcpforwarder-46-to-6@.service", sha256="0"),
         {"write": (f"{UNITS}/home-tcpforwarder-46-to-6@.service",), "reload": True},
     ),
     "timer edited": (
-        lambda seen: entry(seen, f"{UNITS}/{TIMER}", sha256="0"),
+        lambda seen: with_file(seen, f"{UNITS}/{TIMER}", sha256="0"),
         {"write": (f"{UNITS}/{TIMER}",), "reload": True, "restart": (TIMER,)},
     ),
     "path template edited": (
-        lambda seen: entry(seen, f"{UNITS}/home-address-watcher@.path", sha256="0"),
+        lambda seen: with_file(seen, f"{UNITS}/home-address-watcher@.path", sha256="0"),
         {
             "write": (f"{UNITS}/home-address-watcher@.path",),
             "reload": True,
@@ -122,15 +127,15 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
         },
     ),
     "drop-in edited, relay not restarted": (
-        lambda seen: entry(seen, DROP_IN, sha256="0"),
+        lambda seen: with_file(seen, DROP_IN, sha256="0"),
         {"write": (DROP_IN,), "reload": True},
     ),
     "undeclared file of ours": (
-        lambda seen: entry(seen, "/usr/local/bin/home-address-update.sh"),
+        lambda seen: with_file(seen, "/usr/local/bin/home-address-update.sh"),
         {"remove": ("/usr/local/bin/home-address-update.sh",)},
     ),
     "undeclared forward enabled": (
-        lambda seen: entry(
+        lambda seen: with_file(
             seen,
             f"{UNITS}/multi-user.target.wants/home-tcpforwarder@1:8080.service",
             target=f"{UNITS}/home-tcpforwarder@.service",
@@ -140,34 +145,47 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
             "reload": True,
         },
     ),
+    # Files that their reader has not read: a deploy was cut off between writing and reading them.
+    "the look-up has not read the conf": (
+        lambda seen: with_file(seen, CONF, unread=True),
+        {"read_again": (UPDATER_UNIT,)},
+    ),
+    "the look-up has not read a program": (
+        lambda seen: with_file(seen, "/usr/local/bin/home-address-update", unread=True),
+        {},
+    ),
+    "a file that goes was not read": (
+        lambda seen: with_file(seen, "/etc/home-forwarder/webhook-url", unread=True),
+        {"remove": ("/etc/home-forwarder/webhook-url",)},
+    ),
     # Units that run.
     "undeclared unit runs": (
-        lambda seen: unit(seen, STRAY, ActiveState="active"),
+        lambda seen: with_unit(seen, STRAY, active="active"),
         {"stop": (STRAY,)},
     ),
     "undeclared unit waits for its restart": (
-        lambda seen: unit(seen, STRAY, ActiveState="activating", SubState="auto-restart"),
+        lambda seen: with_unit(seen, STRAY, active="activating", sub="auto-restart"),
         {"stop": (STRAY,)},
     ),
     "undeclared unit failed": (
-        lambda seen: unit(seen, STRAY, ActiveState="failed"),
+        lambda seen: with_unit(seen, STRAY, active="failed"),
         {"stop": (STRAY,)},
     ),
-    "undeclared unit is loaded only": (lambda seen: unit(seen, STRAY, ActiveState="inactive"), {}),
+    "undeclared unit is loaded only": (lambda seen: with_unit(seen, STRAY, active="inactive"), {}),
     "triggered service runs": (
-        lambda seen: unit(seen, "home-address-updater.service", ActiveState="activating"),
+        lambda seen: with_unit(seen, "home-address-updater.service", active="activating"),
         {},
     ),
     "relay runs with older settings": (
-        lambda seen: unit(seen, RELAY, Revision="0"),
+        lambda seen: with_unit(seen, RELAY, environment={**RUNS_WITH, REVISION: "0"}),
         {"restart": (RELAY,)},
     ),
     "relay runs without a revision": (
-        lambda seen: unit(seen, RELAY, Revision=""),
+        lambda seen: with_unit(seen, RELAY, environment={ADDRESS: RUNS_WITH[ADDRESS]}),
         {"restart": (RELAY,)},
     ),
     "relay leads to where the home was": (
-        lambda seen: unit(seen, RELAY, HomeAddress="2001:db8::dead"),
+        lambda seen: with_unit(seen, RELAY, environment={**RUNS_WITH, ADDRESS: "2001:db8::dead"}),
         {"restart": (RELAY,)},
     ),
     "relay runs, and where the home is is unknown": (
@@ -175,15 +193,15 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
         {},
     ),
     "systemd has not read the relay again": (
-        lambda seen: entry(seen, DROP_IN, unread=True),
+        lambda seen: with_file(seen, DROP_IN, unread=True),
         {"reload": True},
     ),
     "systemd has not read the timer again": (
-        lambda seen: entry(seen, f"{UNITS}/{TIMER}", unread=True),
+        lambda seen: with_file(seen, f"{UNITS}/{TIMER}", unread=True),
         {"reload": True, "restart": (TIMER,)},
     ),
     "systemd has not read the watchers again": (
-        lambda seen: entry(seen, f"{UNITS}/home-address-watcher@.path", unread=True),
+        lambda seen: with_file(seen, f"{UNITS}/home-address-watcher@.path", unread=True),
         {"reload": True, "restart": WATCHERS},
     ),
     "systemd has not read that something is gone": (
@@ -191,32 +209,32 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
         {"reload": True},
     ),
     "forward's template edited": (
-        lambda seen: entry(seen, f"{UNITS}/home-tcpforwarder@.service", sha256="0"),
+        lambda seen: with_file(seen, f"{UNITS}/home-tcpforwarder@.service", sha256="0"),
         {"write": (f"{UNITS}/home-tcpforwarder@.service",), "reload": True},
     ),
     # Units that do not run.
     "timer stopped": (
-        lambda seen: unit(seen, TIMER, ActiveState="inactive"),
-        {"look_up": True, "start": (TIMER,)},
+        lambda seen: with_unit(seen, TIMER, active="inactive"),
+        {"start": (TIMER,)},
     ),
     "watcher failed": (
-        lambda seen: unit(seen, WATCHERS[1], ActiveState="failed"),
+        lambda seen: with_unit(seen, WATCHERS[1], active="failed"),
         {"start": (WATCHERS[1],)},
     ),
     "forward stopped, and with it its relay": (
-        lambda seen: unit(
-            unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
+        lambda seen: with_unit(
+            with_unit(seen, RELAY, active="inactive", **NO_PROCESS),
             FRONT,
-            ActiveState="inactive",
+            active="inactive",
         ),
         {"start": (FRONT,)},
     ),
     "relay stopped": (
-        lambda seen: unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
+        lambda seen: with_unit(seen, RELAY, active="inactive", **NO_PROCESS),
         {"start": (RELAY,)},
     ),
     "relay failed": (
-        lambda seen: unit(seen, RELAY, ActiveState="failed", Runs=False, Revision=""),
+        lambda seen: with_unit(seen, RELAY, active="failed", **NO_PROCESS),
         {"start": (RELAY,)},
     ),
     "relay unknown to systemd": (
@@ -226,21 +244,23 @@ DRIFTS: dict[str, tuple[Drift, Data]] = {
         {"start": (RELAY,)},
     ),
     "relay about to be started again": (
-        lambda seen: unit(
-            seen, RELAY, ActiveState="activating", SubState="auto-restart", Runs=False, Revision=""
-        ),
+        lambda seen: with_unit(seen, RELAY, active="activating", sub="auto-restart", **NO_PROCESS),
+        {"start": (RELAY,)},
+    ),
+    "relay starts": (
+        lambda seen: with_unit(seen, RELAY, active="activating", sub="start", **NO_PROCESS),
         {},
     ),
     "relay waits for an address": (
         lambda seen: replace(
-            unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
+            with_unit(seen, RELAY, active="inactive", **NO_PROCESS),
             addresses={"1": "2001:db8::2"},
         ),
         {},
     ),
     "other home's address unknown": (
         lambda seen: replace(
-            unit(seen, RELAY, ActiveState="inactive", Runs=False, Revision=""),
+            with_unit(seen, RELAY, active="inactive", **NO_PROCESS),
             addresses={"0": "2001:db8::1"},
         ),
         {"start": (RELAY,)},
@@ -267,7 +287,7 @@ def test_each_drift_has_its_change(drift: str) -> None:
 def test_a_vps_that_matches_is_left_alone(forwards: list[Data]) -> None:
     """Promise 9: for any plan."""
     plan = plan_of(forwards=forwards)
-    assert compare(plan, matching(plan)) == NOTHING
+    assert compare(plan, matching(plan)) == NO_CHANGES
 
 
 def test_new_vps() -> None:
@@ -277,17 +297,18 @@ def test_new_vps() -> None:
     assert set(changes.start) == set(PLAN.running)
     assert (changes.stop, changes.remove, changes.restart) == ((), (), ())
     assert changes.reload
-    assert changes.look_up
+    assert changes.read_again == (UPDATER_UNIT,)
+    assert changes.may_start_relays
 
 
 def test_undeploy() -> None:
     """Promise 9: with an empty plan everything of ours goes, and nothing is left to do then."""
     seen = matching(PLAN)
-    running = {name for name, each in seen.units.items() if each["ActiveState"] == "active"}
+    running = {name for name, each in seen.units.items() if each.active == "active"}
     assert as_dict(compare(Plan(), seen)) == expect(
         stop=tuple(sorted(running)), remove=tuple(sorted(seen.files)), reload=True
     )
-    assert compare(Plan(), Observed()) == NOTHING
+    assert compare(Plan(), Observed()) == NO_CHANGES
 
 
 LISTEN_4: Data = {"forwards": [{**TCP, "listen": "4"}, UDP]}
@@ -297,17 +318,17 @@ SCENARIOS: dict[str, tuple[Data, Data, Data]] = {
     "description of a home": (
         {},
         {"homes": [{**FRITZBOX, "description": "Cellar"}, NAS]},
-        {"write": {CONF}, "look_up": True},
+        {"write": {CONF}, "read_again": (UPDATER_UNIT,)},
     ),
     "host name of a home": (
         {},
         {"homes": [{**FRITZBOX, "hostname": "yyy.myfritz.net"}, NAS]},
-        {"write": {CONF}, "look_up": True},
+        {"write": {CONF}, "read_again": (UPDATER_UNIT,)},
     ),
     "who gets mails": (
         {"notify": {"mail_to": "me@provider.net"}},
         {"notify": {"mail_to": "root"}},
-        {"write": {CONF}, "look_up": True},
+        {"write": {CONF}, "read_again": (UPDATER_UNIT,)},
     ),
     "interval": (
         {},
@@ -356,7 +377,7 @@ SCENARIOS: dict[str, tuple[Data, Data, Data]] = {
         {"forwards": [TCP], "homes": [FRITZBOX]},
         {
             "write": {CONF},
-            "look_up": True,
+            "read_again": (UPDATER_UNIT,),
             "stop": {WATCHERS[1]},
             "remove": {f"{UNITS}/paths.target.wants/{WATCHERS[1]}"},
             "reload": True,
@@ -412,122 +433,116 @@ def test_another_family() -> None:
         f"{UNITS}/multi-user.target.wants/{FRONT}",
         f"{UNITS}/{GROUP}.wants/{FRONT}",
     }
-    assert (changes.restart, changes.reload, changes.look_up) == ((), True, False)
+    assert (changes.restart, changes.reload, changes.read_again) == ((), True, ())
 
 
-# ---- Why a VPS cannot be deployed to ----------------------------------------------------------
+# ---- Cut off ---------------------------------------------------------------------------------
 
 
-def listener(
-    address: str, port: int = 44444, protocol: str = "tcp", unit: str = "", program: str = ""
-) -> Data:
-    return {
-        "protocol": protocol,
-        "address": address,
-        "port": port,
-        "program": program,
-        "unit": unit,
-    }
+def test_cut_off_while_a_home_is_added() -> None:
+    """Promise 12: all is written, and nothing read. The new home is looked up now, not when the timer
+    comes to it."""
+    before = plan_of(homes=[FRITZBOX], forwards=[TCP])
+    seen = matching(before)
+    written = matching(PLAN)
+    seen = replace(
+        seen,
+        files={
+            path: replace(file, unread=path not in seen.files or file != seen.files[path])
+            for path, file in written.files.items()
+        },
+        deleted_since_load=True,
+    )
+    changes = compare(PLAN, seen)
+    assert changes.write == ()
+    assert changes.reload
+    assert changes.read_again == (UPDATER_UNIT,)
+    assert set(changes.start) == {WATCHERS[1], OTHER_RELAY.replace("-46-to-6", "")}
 
 
-NGINX = {"program": "nginx", "unit": "nginx.service"}
-TAKEN = "tcp port 44444 is taken by nginx (nginx.service); forward another port"
-
-PROBLEMS: dict[str, tuple[Data, Drift, list[str]]] = {
-    # name: the data, the VPS, how each line starts
-    "none": ({}, lambda seen: seen, []),
-    "no systemd": ({}, lambda seen: replace(seen, systemd=False), ["systemd does not run here"]),
-    "not root": ({}, lambda seen: replace(seen, root=False), ["not root: set"]),
-    "old Python": (
-        {},
-        lambda seen: replace(seen, python=(3, 8)),
-        ["its Python is 3.8; 3.9 or later is needed"],
+# What a deploy does, step by step, to what is seen of the VPS.
+DONE: tuple[Callable[[Plan, Changes, Observed], Observed], ...] = (
+    lambda plan, changes, seen: replace(
+        seen,
+        files={
+            **seen.files,
+            **{
+                each.path: replace(matching(plan).files[each.path], unread=True)
+                for each in changes.write
+            },
+        },
     ),
-    "Python 3.9": ({}, lambda seen: replace(seen, python=(3, 9)), []),
-    "Python 3.10": ({}, lambda seen: replace(seen, python=(3, 10)), []),
-    "no Python yet": ({}, lambda seen: replace(seen, python=()), []),
-    "all at once": (
-        {},
-        lambda seen: replace(seen, systemd=False, root=False, python=(2, 7)),
-        ["systemd does not run", "not root", "its Python is 2.7"],
+    lambda plan, changes, seen: replace(
+        seen,
+        units={name: each for name, each in seen.units.items() if name not in changes.stop},
     ),
-    "masked": (
-        {},
-        lambda seen: replace(seen, masked=(FRONT, TIMER)),
-        [
-            f"{FRONT} is masked here; to let us have it again: systemctl unmask {FRONT}",
-            f"{TIMER} is masked here",
-        ],
+    lambda plan, changes, seen: replace(
+        seen,
+        files={path: each for path, each in seen.files.items() if path not in changes.remove},
+        deleted_since_load=bool(changes.remove),
     ),
-    "template masked": (
-        {},
-        lambda seen: replace(seen, masked=("home-tcpforwarder@.service",)),
-        ["home-tcpforwarder@.service is masked here"],
+    lambda plan, changes, seen: replace(
+        seen,
+        files={
+            path: replace(each, unread=each.unread and path == CONF)
+            for path, each in seen.files.items()
+        },
+        deleted_since_load=False,
     ),
-    "undeclared unit masked": ({}, lambda seen: replace(seen, masked=(STRAY,)), []),
+    lambda plan, changes, seen: replace(
+        seen,
+        files={path: replace(each, unread=False) for path, each in seen.files.items()},
+        addresses=matching(plan).addresses,
+    ),
+    lambda plan, changes, seen: replace(
+        seen,
+        units={
+            name: matching(plan).units[name] if name in changes.restart else each
+            for name, each in seen.units.items()
+        },
+    ),
+    lambda plan, changes, seen: replace(
+        seen,
+        units={
+            **seen.units,
+            **{name: each for name, each in matching(plan).units.items() if name in plan.units},
+        },
+    ),
+)
+CHANGED: dict[str, tuple[Data, Data]] = {
+    "a home and its forward are added": ({"homes": [FRITZBOX], "forwards": [TCP]}, {}),
+    "a home and its forward are taken away": ({}, {"homes": [FRITZBOX], "forwards": [TCP]}),
+    "homes in another order": ({}, {"homes": [NAS, FRITZBOX]}),
+    "a host name": ({}, {"homes": [{**FRITZBOX, "hostname": "yyy.myfritz.net"}, NAS]}),
+    "settings": ({}, {"forwards": [{**TCP, "target_port": 80}, UDP], "check_interval": 30}),
 }
-for name, listen, seen, taken in (
-    ("IPv4", "46", listener("0.0.0.0", **NGINX), True),
-    ("IPv6", "46", listener("[::]", **NGINX), True),
-    ("both families", "46", listener("*", **NGINX), True),
-    ("one address", "46", listener("192.0.2.1", **NGINX), True),
-    ("one IPv6 address", "46", listener("[2001:db8::1]", **NGINX), True),
-    ("one interface", "46", listener("127.0.0.53%lo", **NGINX), True),
-    ("IPv4, we listen on IPv4", "4", listener("0.0.0.0", **NGINX), True),
-    ("IPv6, we listen on IPv4", "4", listener("[::]", **NGINX), False),
-    ("both, we listen on IPv4", "4", listener("*", **NGINX), True),
-    ("IPv4, we listen on IPv6", "6", listener("0.0.0.0", **NGINX), False),
-    ("IPv6, we listen on IPv6", "6", listener("[::]", **NGINX), True),
-    ("both, we listen on IPv6", "6", listener("*", **NGINX), True),
-    ("the other protocol", "46", listener("*", protocol="udp", **NGINX), False),
-    ("another port", "46", listener("*", port=44445, **NGINX), False),
-    ("our relay", "46", listener("*", program="socat", unit=RELAY), False),
-    ("our undeclared relay", "46", listener("*", program="socat", unit=STRAY), False),
-):
-    PROBLEMS[f"port taken: {name}"] = (
-        {"forwards": [{**TCP, "listen": listen}, UDP]},
-        lambda vps, seen=seen: replace(unit(vps, STRAY), listeners=(seen,)),
-        [TAKEN] if taken else [],
-    )
-PROBLEMS["port taken twice by one"] = (
-    {},
-    lambda seen: replace(seen, listeners=(listener("0.0.0.0", **NGINX), listener("[::]", **NGINX))),
-    [TAKEN],
-)
-PROBLEMS["port taken by nobody known"] = (
-    {},
-    lambda seen: replace(seen, listeners=(listener("*"),)),
-    ["tcp port 44444 is taken by another program; forward another port"],
-)
-PROBLEMS["port of a range taken"] = (
-    {"forwards": [{**TCP, "port": "44440-44450"}]},
-    lambda seen: replace(seen, listeners=(listener("*", **NGINX),)),
-    [TAKEN],
-)
 
 
-@pytest.mark.parametrize("case", PROBLEMS)
-def test_problems(case: str) -> None:
-    """Said before anything is changed, a line each, with what mends it."""
-    changes, drift, expected = PROBLEMS[case]
-    plan = plan_of(**changes)
-    found = problems(plan, drift(matching(plan)))
-    assert len(found) == len(expected), found
-    for line, start in zip(found, expected, strict=True):
-        assert line.startswith(start)
+@pytest.mark.parametrize("cut", range(len(DONE) + 1))
+@pytest.mark.parametrize("case", CHANGED)
+def test_cut_off_anywhere(case: str, cut: int) -> None:
+    """Promise 12: what was not reached is done by the next deploy; then all is as declared."""
+    before, after = CHANGED[case]
+    plan = plan_of(**after)
+    seen = matching(plan_of(**before))
+    first = compare(plan, seen)
+    for done in DONE[:cut]:
+        seen = done(plan, first, seen)
+    second = compare(plan, seen)
+    left = {
+        "reload": cut < 4 and first.reload,
+        "read_again": cut < 5 and bool(first.read_again),
+        "restart": cut < 6 and bool(first.restart),
+    }
+    assert {key: bool(getattr(second, key)) for key in left} == left
+    for done in DONE:
+        seen = done(plan, second, seen)
+    assert compare(plan, seen) == NO_CHANGES
 
 
-def test_undeploy_is_stopped_by_no_port() -> None:
-    """Whoever has taken the port by now: taking ours away is possible."""
-    seen = replace(matching(PLAN), listeners=(listener("*", **NGINX),))
-    assert problems(Plan(), seen) == []
-
-
-def test_observed_from_json() -> None:
-    """What observe.py prints, and what a VPS without Python says."""
-    seen = Observed.from_json(
-        {"python": [3, 11], "listeners": [listener("*")], "own_addresses": ["00"], "root": False}
-    )
-    assert seen == Observed(
-        python=(3, 11), listeners=(listener("*"),), own_addresses=("00",), root=False
-    )
+def test_the_look_up_is_told_of_every_change_of_the_conf() -> None:
+    """Promise 12: the evidence is asked for."""
+    readers = {file.path: file.reader for file in PLAN.files if file.reader}
+    assert readers[CONF] == UPDATER_UNIT
+    assert set(readers.values()) <= PLAN.units
+    assert "HOME_HOSTNAME_0" in file_of(PLAN, CONF)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-import pytest
-from unit_samples import FRITZBOX, NAS, RELAY, TCP, UDP, data
+import re
 
-from home_forwarder.config import Config, Forward, load_config
-from home_forwarder.render import load_program
-from home_forwarder.values import IDLE_TIMEOUT, PortRange
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit_samples import FRITZBOX, NAS, TCP, UDP, Data, data
+
+from home_forwarder.config import Config, load_config
+from home_forwarder.mistakes import DataError
 
 
 def test_defaults() -> None:
@@ -21,116 +24,9 @@ def test_defaults() -> None:
     assert config.homes[0].allow_private is False
 
 
-@pytest.mark.parametrize(("given", "idle"), [(TCP, 7440), (UDP, 300)])
-def test_defaults_of_a_forward(given: dict[str, object], idle: int) -> None:
-    """RFC 5382 and RFC 4787 say how long an idle connection lives at least."""
-    forward = load_config(data(forwards=[given])).forwards[0]
-    assert (forward.listen, forward.max_connections, forward.idle_seconds) == ("46", 1024, idle)
-    assert forward.target_of(forward.port.first) == given["port"]
-
-
-def test_defaults_are_those_of_the_relay() -> None:
-    """An ad-hoc instance without a drop-in behaves as a declared one with nothing but a port."""
-    relay = load_program(RELAY)
-    assert relay.IDLE_TIMEOUT == IDLE_TIMEOUT
-    limit = Forward.model_fields["max_connections"].default
-    assert limit == relay.MAX_CONNECTIONS
-    assert relay.LISTEN.keys() == {"46", "4", "6"}
-
-
-@pytest.mark.parametrize(
-    ("port", "first", "last"),
-    [
-        (1, 1, 1),
-        (65535, 65535, 65535),
-        ("8080", 8080, 8080),
-        ("8000-8010", 8000, 8010),
-        ("8000-8000", 8000, 8000),
-        ("8000-8255", 8000, 8255),
-        ("65280-65535", 65280, 65535),
-    ],
-)
-def test_ports(port: object, first: int, last: int) -> None:
-    """A number, or a range with both ends."""
-    (forward,) = load_config(data(forwards=[{**TCP, "port": port}])).forwards
-    assert forward.port == PortRange(first, last)
-    assert list(forward.port) == list(range(first, last + 1))
-    assert len(forward.port) == last - first + 1
-
-
-def test_target_ports_of_a_range() -> None:
-    """target_port is that of the first port; 65535 is the last there is."""
-    given = {**TCP, "port": "8000-8010", "target_port": 65525}
-    (forward,) = load_config(data(forwards=[given])).forwards
-    assert [forward.target_of(port) for port in forward.port] == list(range(65525, 65536))
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("xxx.myfritz.net", "xxx.myfritz.net"),
-        ("XXX.MyFritz.NET", "xxx.myfritz.net"),
-        ("xxx.myfritz.net.", "xxx.myfritz.net"),
-        ("_x.my-fritz.net", "_x.my-fritz.net"),
-        ("1und1.net", "1und1.net"),
-        ("4.3.2.1.sip.test", "4.3.2.1.sip.test"),
-        ("bücher.test", "xn--bcher-kva.test"),
-        ("BÜCHER.test", "xn--bcher-kva.test"),
-        ("bu\u0308cher.test", "xn--bcher-kva.test"),  # decomposed, as macOS writes it
-        ("xn--bcher-kva.test", "xn--bcher-kva.test"),
-        ("straße.test", "xn--strae-oqa.test"),
-        ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
-        ("2001:DB8:0:0::1", "2001:db8::1"),
-        ("[2001:db8::1]", "2001:db8::1"),
-        ("2001:db8::192.0.2.1", "2001:db8::c000:201"),
-        ("fd12:3456::1", "fd12:3456::1"),
-        ("x" * 63 + ".test", "x" * 63 + ".test"),
-    ],
-)
-def test_host_names_and_addresses(written: str, meant: str) -> None:
-    """Names become A-labels, as DNS wants them; literals get their one spelling (RFC 5952)."""
-    config = load_config(data(homes=[{**FRITZBOX, "hostname": written}, NAS]))
-    assert config.homes[0].hostname == meant
-
-
-@pytest.mark.parametrize(
-    "forwards",
-    [
-        pytest.param(
-            [{**TCP, "listen": "4"}, {**TCP, "listen": "6", "home": "nas"}], id="one family each"
-        ),
-        pytest.param([TCP, {**TCP, "protocol": "udp"}], id="tcp and udp"),
-        pytest.param([{**TCP, "port": "80-89"}, {**TCP, "port": "90-99"}], id="ranges that touch"),
-        pytest.param([{**UDP, "port": 22}], id="udp on the number of ssh"),
-        pytest.param([TCP, {**TCP, "port": 1, "target_port": 44444}], id="one target twice"),
-        pytest.param([], id="none"),
-    ],
-)
-def test_forwards_that_do_not_clash(forwards: list[dict[str, object]]) -> None:
-    assert len(load_config(data(forwards=forwards)).forwards) == len(forwards)
-
-
 def test_another_ssh_port_frees_22() -> None:
     config = load_config(data(ssh_port=2222, forwards=[{**TCP, "port": 22}]))
     assert config.forwards[0].port.first == 22
-
-
-@pytest.mark.parametrize(
-    "mail_to",
-    ["root", "me@address.test", "root, me@address.test", "a,b", "o'neil+home@address.test"],
-)
-def test_mail_to(mail_to: str) -> None:
-    notify = load_config(data(notify={"mail_to": mail_to})).notify
-    assert notify is not None
-    assert notify.mail_to == mail_to
-
-
-@pytest.mark.parametrize(
-    "description", ["x" * 200, '"It\'s" $HOME `id` \\ 100 % #1;', "Büro 家 🏠", " spaced "]
-)
-def test_descriptions_are_kept_as_they_are(description: str) -> None:
-    config = load_config(data(homes=[{**FRITZBOX, "description": description}, NAS]))
-    assert config.homes[0].label == description
 
 
 @pytest.mark.parametrize(
@@ -140,14 +36,6 @@ def test_descriptions_are_kept_as_they_are(description: str) -> None:
 def test_switches(written: object, meant: bool) -> None:
     """--data preflight=off on the command line can say it only as text."""
     assert load_config(data(preflight=written)).preflight is meant
-
-
-def test_sixty_four_homes() -> None:
-    """Promise 8 is for so many."""
-    homes = [{**NAS, "name": f"home{number}"} for number in range(64)]
-    config = load_config({"homes": homes})
-    assert len(config.homes) == 64
-    assert config.index_of("home63") == 63
 
 
 def test_tuples_are_lists_too() -> None:
@@ -161,3 +49,139 @@ def test_checked_data_cannot_be_changed() -> None:
     config: Config = load_config(data())
     with pytest.raises(ValueError):
         config.forwards[0].listen = "4"
+
+
+# ---- Who has which port ------------------------------------------------------------------------
+
+
+def clashes(*forwards: Data, ssh_port: int = 22) -> list[str]:
+    """What is wrong with the ports of these."""
+    try:
+        load_config(data(forwards=list(forwards), ssh_port=ssh_port))
+    except DataError as error:
+        return error.mistakes
+    return []
+
+
+def taken(where: int, port: int, family: int, by: int, *, right: str = "") -> str:
+    return (
+        f"forwards[{where}].port: tcp port {port} on IPv{family} is taken by forwards[{by}] already;"
+        f" use another port{right}"
+    )
+
+
+ONE_EACH = ", or listen on one family each"
+SSH = "22 is the VPS's own ssh port; forward another one (or say in inventory.py which ssh_port sshd really uses)"
+
+
+@pytest.mark.parametrize(
+    ("forwards", "said"),
+    [
+        ([TCP, TCP], [taken(1, 44444, 4, 0, right=ONE_EACH)]),
+        # The first one has it; the others are not told of each other.
+        (
+            [TCP, TCP, TCP],
+            [taken(1, 44444, 4, 0, right=ONE_EACH), taken(2, 44444, 4, 0, right=ONE_EACH)],
+        ),
+        ([{**TCP, "listen": "6"}, TCP], [taken(1, 44444, 6, 0, right=ONE_EACH)]),
+        ([TCP, {**TCP, "listen": "6"}], [taken(1, 44444, 6, 0)]),
+        ([{**TCP, "listen": "4"}, {**TCP, "listen": "4"}], [taken(1, 44444, 4, 0)]),
+        ([{**TCP, "listen": "4"}, {**TCP, "listen": "6"}], []),
+        # One family each, and a third that wants both.
+        (
+            [{**TCP, "listen": "4"}, {**TCP, "listen": "6"}, TCP],
+            [taken(2, 44444, 4, 0, right=ONE_EACH), taken(2, 44444, 6, 1, right=ONE_EACH)],
+        ),
+        ([TCP, {**TCP, "protocol": "udp"}], []),
+        # Ranges: a line for each other, with the first port.
+        (
+            [{**TCP, "port": "80-90"}, {**TCP, "port": "85-95"}],
+            [taken(1, 85, 4, 0, right=ONE_EACH)],
+        ),
+        (
+            [{**TCP, "port": "85-95"}, {**TCP, "port": "80-90"}],
+            [taken(1, 85, 4, 0, right=ONE_EACH)],
+        ),
+        (
+            [{**TCP, "port": 80}, {**TCP, "port": 90}, {**TCP, "port": "70-100"}],
+            [taken(2, 80, 4, 0, right=ONE_EACH), taken(2, 90, 4, 1, right=ONE_EACH)],
+        ),
+        (
+            [{**TCP, "port": "80-90"}, {**TCP, "port": "85-95"}, {**TCP, "port": "85-100"}],
+            [
+                taken(1, 85, 4, 0, right=ONE_EACH),
+                taken(2, 85, 4, 0, right=ONE_EACH),
+                taken(2, 91, 4, 1, right=ONE_EACH),
+            ],
+        ),
+        ([{**TCP, "port": "80-84"}, {**TCP, "port": "85-90"}], []),
+        # ssh.
+        ([{**TCP, "port": 22}], [f"forwards[0].port: {SSH}"]),
+        ([{**TCP, "port": 22, "listen": "6"}], [f"forwards[0].port: {SSH}"]),
+        (
+            [{**TCP, "port": "20-30"}, {**TCP, "port": "10-22"}],
+            [
+                f"forwards[0].port: {SSH}",
+                taken(1, 20, 4, 0, right=ONE_EACH),
+                f"forwards[1].port: {SSH}",
+            ],
+        ),
+        ([{**UDP, "port": 22}], []),
+    ],
+)
+def test_clashes(forwards: list[Data], said: list[str]) -> None:
+    """Promise 11: each forward that cannot have its port, the first such port, and who has it."""
+    assert clashes(*forwards) == said
+
+
+def test_a_clash_with_another_ssh_port() -> None:
+    assert clashes({**TCP, "port": 22}, ssh_port=2222) == []
+    (line,) = clashes({**TCP, "port": "2220-2230"}, ssh_port=2222)
+    assert line == f"forwards[0].port: {SSH.replace('22 is', '2222 is')}"
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda first, more, protocol, listen: {
+                "home": "nas",
+                "protocol": protocol,
+                "port": f"{first}-{first + more}",
+                "listen": listen,
+            },
+            st.integers(18, 30),
+            st.integers(0, 5),
+            st.sampled_from(["tcp", "udp"]),
+            st.sampled_from(["46", "4", "6"]),
+        ),
+        max_size=6,
+    )
+)
+def test_any_ports(forwards: list[Data]) -> None:
+    """Promise 11: accepted if and only if each port is wanted once; and each line is true."""
+    wanted = [
+        {
+            (forward["protocol"], port, family)
+            for port in range(
+                int(forward["port"].partition("-")[0]), int(forward["port"].partition("-")[2]) + 1
+            )
+            for family in forward["listen"]
+        }
+        for forward in forwards
+    ]
+    ssh = {("tcp", 22, "4"), ("tcp", 22, "6")}
+    lines = clashes(*forwards)
+    assert (sum(map(len, [ssh, *wanted])) == len(set().union(ssh, *wanted))) is (lines == [])
+    assert len(set(lines)) == len(lines)
+    for line in lines:
+        found = re.match(
+            r"forwards\[(\d)\]\.port: (?:(tcp|udp) port (\d+) on IPv(.) is taken by forwards\[(\d)\]|22 is)",
+            line,
+        )
+        assert found
+        number, protocol, port, family, other = found.groups()
+        if other is None:
+            assert ssh & wanted[int(number)]
+        else:
+            assert int(other) < int(number)
+            assert (protocol, int(port), family) in wanted[int(number)] & wanted[int(other)]

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_plan import lay_out, verify
 from unit_samples import UPDATER
+from unit_systemd import lay_out, verify
 
-from home_forwarder.config import DataError, load_config
-from home_forwarder.plan import UNITS, File, make_plan
-from home_forwarder.render import load_program
+from home_forwarder.config import load_config
+from home_forwarder.mistakes import DataError
+from home_forwarder.plan import UNITS, File
+from home_forwarder.planning import make_plan
+from home_forwarder.render import module_of
 
-updater = load_program(UPDATER)
+updater = module_of(UPDATER)
 
 # ---- The user's data -------------------------------------------------------------------------
 
@@ -151,16 +153,16 @@ def home(allow_private: bool) -> Any:
 @settings(deadline=None)
 def test_any_answers_keep_the_promises(steps: list[tuple[Any, int]], allow_private: bool) -> None:
     """Promises 1 to 4, over a whole history of answers."""
-    known: dict[str, Any] = {}
+    known = updater.Known()
     now, told = 0.0, ""
     for answer, seconds in steps:
         now += seconds
-        before = known.get("address")
+        before = known.address
         known, events, _ = updater.decide(
             home(allow_private), "ipv6", known, answer, OWN, now, 1800
         )
         good = [each for each in answer.addresses if not updater.refusal(each, OWN, allow_private)]
-        address = known.get("address")
+        address = known.address
         if not good:
             assert address == before  # 1, 2, 4: kept
         elif before in good:

@@ -3,21 +3,47 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
+from typing import Any
 
 import pytest
-from unit_samples import ADDRESS, EACH, NAS, RELAY, TCP, UDP, Data, data, file_of, plan_of, program
+from unit_samples import (
+    ADDRESS,
+    EACH,
+    NAS,
+    RELAY,
+    TCP,
+    UDP,
+    Data,
+    data,
+    file_of,
+    is_ours,
+    plan_of,
+    program,
+)
 
-from home_forwarder.config import DataError, load_config
-from home_forwarder.nginx_service import DROP_IN, HOLD, RELEASE
-from home_forwarder.plan import NGINX_PACKAGES, OWNED_FILES, PACKAGES
-from home_forwarder.render import load_program
-from operations.preflight import SHOWN, warning_of_crowds
+from home_forwarder.config import load_config
+from home_forwarder.mistakes import DataError
+from home_forwarder.plan import UNITS
+from home_forwarder.relay_programs import RELAY_PROGRAMS, package_names
+from home_forwarder.remote import services
+from home_forwarder.render import module_of
+from operations.packages import HELD
+from operations.preflight import warning_of_crowds
 
-relay = load_program(RELAY)
+relay = module_of(RELAY)
 
-pytestmark = pytest.mark.usefixtures("no_settings")
+
+def forward(protocol: str, listen: str = "46", port: int = 8080, **settings: str) -> Any:
+    """What is to be forwarded. settings: FORWARD_*."""
+    return relay.Forward(protocol, listen, port, ADDRESS, settings)
+
+
+def nginx(
+    protocol: str, listen: str = "46", port: int = 8080, **settings: str
+) -> dict[str, list[str]]:
+    """directives() of nginx for that forward."""
+    return directives(relay.nginx_configuration(forward(protocol, listen, port, **settings)))
 
 
 def directives(configuration: str) -> dict[str, list[str]]:
@@ -35,7 +61,7 @@ def directives(configuration: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(("protocol", "listen"), EACH)
 def test_configuration(protocol: str, listen: str) -> None:
     """A socket for each family, none for both; the target is an address: nothing asks DNS."""
-    found = directives(relay.nginx(protocol, listen, 8080, ADDRESS, 80))
+    found = nginx(protocol, listen, FORWARD_TARGET_PORT="80")
     sockets = [value.split() for value in found["listen"]]
     addresses = {"4": "0.0.0.0:8080", "6": "[::]:8080"}
     assert [words[0] for words in sockets] == [addresses[family] for family in listen]
@@ -52,38 +78,96 @@ def test_configuration(protocol: str, listen: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_limits(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits(protocol: str) -> None:
     """Each client takes two connections, and one that is turned away takes one for a moment."""
-    monkeypatch.setenv("FORWARD_MAX_CONNECTIONS", "7")
-    monkeypatch.setenv("FORWARD_IDLE_TIMEOUT", "60")
-    found = directives(relay.nginx(protocol, "46", 1, ADDRESS, 1))
+    found = nginx(protocol, FORWARD_MAX_CONNECTIONS="7", FORWARD_IDLE_TIMEOUT="60")
     assert found["limit_conn"] == ["clients 7"]
     assert int(found["worker_connections"][0]) > 2 * 7 + 2
     assert found["proxy_timeout"] == ["60s"]
-    monkeypatch.setenv("FORWARD_IDLE_TIMEOUT", "0")
-    assert directives(relay.nginx(protocol, "46", 1, ADDRESS, 1))["proxy_timeout"] != ["0s"]
+    assert nginx(protocol, FORWARD_IDLE_TIMEOUT="0")["proxy_timeout"] != ["0s"]
 
 
 def test_its_environment_stays_readable() -> None:
     """A master process would write its title over it, and a deploy reads FORWARD_REVISION there."""
-    found = directives(relay.nginx("tcp", "46", 1, ADDRESS, 1))
+    found = nginx("tcp")
     assert (found["master_process"], found["daemon"]) == (["off"], ["off"])
 
 
 def test_nothing_is_written_outside() -> None:
     """The pid file is in the unit's own /tmp, and there is no other file."""
-    found = directives(relay.nginx("tcp", "46", 1, ADDRESS, 1, True, "/usr/lib/x.so"))
+    found = directives(relay.nginx_configuration(forward("tcp"), "/usr/lib/x.so"))
     paths = [value for values in found.values() for value in values if "/" in value]
     assert paths == ["/tmp/nginx.pid", "/usr/lib/x.so"]
     assert found["load_module"] == ["/usr/lib/x.so"]
     assert found["error_log"] == ["stderr error"]
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_proxy_protocol(on: bool) -> None:
-    found = directives(relay.nginx("tcp", "46", 1, ADDRESS, 1, on))
-    assert found["proxy_protocol"] == ["on" if on else "off"]
-    assert "proxy_protocol" not in directives(relay.nginx("udp", "46", 1, ADDRESS, 1))
+@pytest.mark.parametrize(
+    ("word", "on"),
+    [
+        *((word, True) for word in ("on", "1", "yes", "true", "On", "TRUE")),
+        *((word, False) for word in ("", "off", "0", "no", "false", "Off", "nonsense", " ")),
+    ],
+)
+def test_proxy_protocol(word: str, on: bool) -> None:
+    """Only a word that means yes is one."""
+    assert nginx("tcp", FORWARD_PROXY_PROTOCOL=word)["proxy_protocol"] == ["on" if on else "off"]
+    assert "proxy_protocol" not in nginx("udp", FORWARD_PROXY_PROTOCOL=word)
+
+
+WHOLE = """\
+daemon off;
+# One process. A master beside it would write its title over the environment, which tells a deploy
+# what a relay runs with, and takes memory. What it is for, systemd does: starting the other again.
+master_process off;
+pid /tmp/nginx.pid;  # of use to nobody, but nginx insists; /tmp is this unit's own
+error_log stderr error;
+load_module /usr/lib/x.so;
+events {
+    worker_connections 46;  # a client takes two: its own, and one to the home
+    multi_accept on;  # all that wait, not one at a time: a third more of large datagrams
+}
+stream {
+    # max_connections: one more is turned away at once, with a line in the journal.
+    limit_conn_zone $server_port zone=clients:32k;
+    limit_conn clients 7;
+    server {
+        listen 0.0.0.0:8080 backlog=512 so_keepalive=300s:30s:9;
+        listen [::]:8080 ipv6only=on backlog=512 so_keepalive=300s:30s:9;
+        proxy_pass [2001:db8::1]:80;
+        proxy_timeout 7440s;
+        proxy_connect_timeout 10s;
+        proxy_socket_keepalive on;  # its times are the system's; idle_timeout ends it earlier
+        proxy_buffer_size 512k;  # twice as fast as with the default of 16k: docs/performance.md
+        proxy_half_close on;  # as long may the other side go on sending after one side is done
+        proxy_protocol on;
+        tcp_nodelay on;
+    }
+}
+"""
+
+
+def test_a_whole_configuration() -> None:
+    """Promise 10: a release that changes it must restart relays, and know it."""
+    it = forward(
+        "tcp",
+        FORWARD_TARGET_PORT="80",
+        FORWARD_MAX_CONNECTIONS="7",
+        FORWARD_PROXY_PROTOCOL="on",
+    )
+    assert relay.nginx_configuration(it, "/usr/lib/x.so") == WHOLE
+
+
+def test_how_it_is_started() -> None:
+    """It reads its configuration, and takes a file for each client."""
+    it = forward("udp")
+    start = relay.nginx(it)
+    assert start.command == ["/usr/sbin/nginx", "-e", "stderr", "-c", "/dev/stdin"]
+    assert start.stdin in {
+        relay.nginx_configuration(it, module) for module in ("", *relay.NGINX_MODULES)
+    }
+    assert start.variables == {"GLIBC_TUNABLES": relay.NGINX_MEMORY}
+    assert start.one_process
 
 
 @pytest.mark.parametrize(
@@ -93,6 +177,7 @@ def test_proxy_protocol(on: bool) -> None:
         ("tcp", {"FORWARD_PROXY_PROTOCOL": "on"}),
         ("tcp", {"FORWARD_RELAY": "socat", "FORWARD_PROXY_PROTOCOL": "on"}),
         ("udp", {"FORWARD_RELAY": "nginx", "FORWARD_PROXY_PROTOCOL": "on"}),
+        ("tcp", {"FORWARD_PROXY_PROTOCOL": "Yes"}),
     ],
 )
 def test_settings_that_no_relay_can_keep(protocol: str, settings: dict[str, str]) -> None:
@@ -185,35 +270,56 @@ def test_drop_in_says_what_is_not_the_default() -> None:
 
 def test_packages() -> None:
     """nginx is installed where a forward wants it, and nowhere else."""
-    assert plan_of().packages == PACKAGES
-    assert plan_of(forwards=[TCP, {**UDP, "relay": "nginx"}]).packages == (
-        *PACKAGES,
-        *NGINX_PACKAGES,
-    )
+    base = plan_of().packages
+    assert [package.name for package in base] == ["python3", "socat"]
+    both = plan_of(forwards=[TCP, {**UDP, "relay": "nginx"}]).packages
+    assert both == (*base, *RELAY_PROGRAMS["nginx"].packages)
+    assert package_names("nginx") == ("nginx", "libnginx-mod-stream")
+    only = plan_of(forwards=[{**UDP, "relay": "nginx"}]).packages
+    assert only == both, "socat is there for use by hand"
+
+
+def crowds(*forwards: Data) -> str | None:
+    return warning_of_crowds(load_config(data(forwards=list(forwards))).forwards)
 
 
 def test_warning_of_crowds() -> None:
     """One line, with the forwards and the key."""
-    forwards: list[Data] = [TCP, UDP, {**UDP, "port": "8000-8010"}]
-    warning = warning_of_crowds(load_config(data(forwards=forwards)))
+    warning = crowds(TCP, UDP, {**UDP, "port": "8000-8010"})
     assert warning is not None
     assert warning.startswith("udp 33333 to nas, udp 8000-8010 to nas: socat ")
     assert warning.endswith('write "relay": "nginx"')
-    many = [{"home": NAS["name"], "protocol": "udp", "port": port} for port in range(1, SHOWN + 3)]
-    assert " and 2 more: " in str(warning_of_crowds(load_config(data(forwards=many))))
-    for harmless in ([TCP], [{**UDP, "relay": "nginx"}]):
-        assert warning_of_crowds(load_config(data(forwards=harmless))) is None
+    many = [{"home": NAS["name"], "protocol": "udp", "port": port} for port in range(1, 11)]
+    assert ", udp 8 to nas and 2 more: " in str(crowds(*many))
+    assert crowds(TCP) is None
+    assert crowds({**UDP, "relay": "nginx"}) is None
+    assert crowds() is None
 
 
 # ---- nginx.service ---------------------------------------------------------------------------
 
 
 def test_what_is_left_of_an_installation_is_found() -> None:
-    """As something undeclared, by a deploy and by the verification."""
-    assert re.match(OWNED_FILES, DROP_IN)
-    assert not re.match(OWNED_FILES, DROP_IN.replace("home-forwarder.conf", "override.conf"))
+    """As something undeclared, by a deploy and by the verification; and an installation is mended."""
+    assert services.DROP_IN.format("nginx.service").endswith(HELD)
+    for package in (each for relays in RELAY_PROGRAMS.values() for each in relays.packages):
+        if package.service:
+            path = services.DROP_IN.format(package.service)
+            assert path == f"{UNITS}/{package.service}.d/home-forwarder.conf"
+            assert is_ours(path)
+            assert not is_ours(path.replace("home-forwarder.conf", "override.conf"))
+            assert not is_ours(f"{UNITS}/{package.service}")
+    assert is_ours(f"{UNITS}/nginx.service.d/home-forwarder.conf")
 
 
-@pytest.mark.parametrize("command", [HOLD, RELEASE])
+@pytest.mark.parametrize(
+    "command",
+    [
+        package.unless
+        for relays in RELAY_PROGRAMS.values()
+        for package in relays.packages
+        if package.unless
+    ],
+)
 def test_shell_commands_can_be_read_by_sh(command: str) -> None:
     subprocess.run(["sh", "-n", "-c", command], check=True)

@@ -13,10 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit_samples import NOTIFY
 
-from home_forwarder.config import DataError, load_config
-from home_forwarder.render import load_program
+from home_forwarder.config import load_config
+from home_forwarder.mistakes import DataError
+from home_forwarder.render import module_of
 
-notify = load_program(NOTIFY)
+notify = module_of(NOTIFY)
 AT = 1_750_000_000.0
 SINCE = AT - 1800
 
@@ -205,10 +206,10 @@ def test_damaged_messages_are_told_apart(damaged: Any) -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_facts(event: str) -> None:
+def test_message_of(event: str) -> None:
     """The same keys for every event: who reads them need not ask which there are."""
-    told = notify.facts({**EVENTS[event], "label": "Fritz!Box\nat  home"}, FORWARDS)
-    assert told.keys() == notify.facts(EVENTS["changed"], []).keys()
+    told = notify.message_of({**EVENTS[event], "label": "Fritz!Box\nat  home"}, FORWARDS)
+    assert told.keys() == notify.message_of(EVENTS["changed"], []).keys()
     assert told["subject"].isprintable()
     assert told["forwards"] == ["tcp 44444", "udp 33333"]
     assert (told["event"], told["time"]) == (event, int(AT))
@@ -219,7 +220,7 @@ def test_facts(event: str) -> None:
 
 def test_environment_of_a_program() -> None:
     """Promise 15: text only, every key there, and nothing that execve(2) cannot take."""
-    told = notify.facts({**EVENTS["changed"], "label": "a\0b $(id)"}, FORWARDS)
+    told = notify.message_of({**EVENTS["changed"], "label": "a\0b $(id)"}, FORWARDS)
     variables = notify.environment(told)
     assert variables["HOME_DESCRIPTION"] == "ab $(id)"
     assert variables["HOME_FORWARDS"] == "tcp 44444, udp 33333"
@@ -247,7 +248,7 @@ def test_webhook_request(
     preset: str, url: str, target: str, keys: set[str] | None, token: str | None
 ) -> None:
     """Promise 17: a token is in its header and nowhere else."""
-    told = notify.facts({**EVENTS["changed"], "label": "Küche"}, FORWARDS)
+    told = notify.message_of({**EVENTS["changed"], "label": "Küche"}, FORWARDS)
     where, headers, content = notify.request(preset, url, token, told)
     sent = json.loads(content)
     assert where == target

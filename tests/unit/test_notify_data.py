@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_samples import file_of, plan_of
+from unit_samples import UPDATER, as_sh_reads_it, data, file_of, plan_of
 
-from home_forwarder.config import DataError, Notify, load_config
-from home_forwarder.plan import Plan
+from home_forwarder.config import load_config
+from home_forwarder.mistakes import DataError
+from home_forwarder.parts.notify import Notify
+from home_forwarder.plan import CONF, Package, Plan
+from home_forwarder.render import module_of
 
 SECRET = "correct-horse"  # noqa: S105 - it is made to be searched for
-CONF = "/etc/home-forwarder.conf"
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +302,24 @@ def test_conf(name: str) -> None:
     assert sorted(lines) == sorted(f'{key}="{value}"' for key, value in expected.items())
 
 
+@pytest.mark.parametrize("mail_to", ["root", "a`id`@address.test", "$HOME@address.test", "o'neil"])
+def test_mail_address_is_read_alike_by_all(mail_to: str, tmp_path: Path) -> None:
+    """Promise 15: so is a mail address."""
+    content = file_of(plan_of(notify={"mail_to": mail_to}), CONF)
+    assert module_of(UPDATER).parse_settings(content)["SEND_MAILS_TO"] == mail_to
+    assert as_sh_reads_it(content, ["SEND_MAILS_TO"], tmp_path) == [mail_to]
+
+
+@pytest.mark.parametrize(
+    "mail_to",
+    ["root", "me@address.test", "root, me@address.test", "a,b", "o'neil+home@address.test"],
+)
+def test_mail_to(mail_to: str) -> None:
+    notify = load_config(data(notify={"mail_to": mail_to})).notify
+    assert notify is not None
+    assert notify.mail_to == mail_to
+
+
 ALL: dict[str, Any] = {
     **smtp(host="mail.test", **LOGIN),
     "webhook": {**NTFY, **TOKEN},
@@ -359,7 +379,7 @@ def test_certificates_are_needed_for_tls_only() -> None:
         ({"webhook": NTFY}, True),
         (webhook(url="http://a.test"), False),
     ):
-        assert ("ca-certificates" in plan_of(notify=given).packages) is needed
+        assert (Package("ca-certificates") in plan_of(notify=given).packages) is needed
 
 
 def test_paths_of_secrets(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit_samples import NOTIFY, UPDATER
 
-from home_forwarder.render import load_program
+from home_forwarder.render import module_of
 
-notify = load_program(NOTIFY)
+notify = module_of(NOTIFY)
 
 EVENT: dict[str, Any] = {
     "index": 1,
@@ -35,9 +35,9 @@ UNRESOLVED = {
 FORWARDS = ["  tcp 44444", "  udp 33333"]
 
 
-def test_facts() -> None:
+def test_message_of() -> None:
     """The same keys for every event: whoever reads them needs not ask which there are."""
-    changed, unresolved = notify.facts(CHANGED, FORWARDS), notify.facts(UNRESOLVED, [])
+    changed, unresolved = notify.message_of(CHANGED, FORWARDS), notify.message_of(UNRESOLVED, [])
     assert list(changed) == list(unresolved)
     assert {key: changed[key] for key in changed if key not in ("vps", "text")} == {
         "event": "changed",
@@ -64,8 +64,8 @@ URL = "https://address.test/topic"
 @pytest.mark.parametrize(
     ("preset", "token", "url", "content"),
     [
-        ("json", None, URL, notify.facts(CHANGED, FORWARDS)),
-        ("json", "tk", URL, notify.facts(CHANGED, FORWARDS)),
+        ("json", None, URL, notify.message_of(CHANGED, FORWARDS)),
+        ("json", "tk", URL, notify.message_of(CHANGED, FORWARDS)),
         (
             "ntfy",
             "tk",
@@ -89,7 +89,7 @@ URL = "https://address.test/topic"
     ],
 )
 def test_request(preset: str, token: str | None, url: str, content: object) -> None:
-    told = notify.facts(CHANGED, FORWARDS)
+    told = notify.message_of(CHANGED, FORWARDS)
     sent_to, headers, body = notify.request(preset, URL, token, told)
     assert sent_to == url
     assert json.loads(body) == content
@@ -101,14 +101,14 @@ def test_request(preset: str, token: str | None, url: str, content: object) -> N
 @given(st.text(), st.text())
 def test_no_header_of_a_request_depends_on_the_event(label: str, reason: str) -> None:
     """Promise 15: what DNS or a user wrote is in the body, as JSON, and nowhere else."""
-    told = notify.facts({**UNRESOLVED, "label": label, "reason": reason}, FORWARDS)
+    told = notify.message_of({**UNRESOLVED, "label": label, "reason": reason}, FORWARDS)
     for preset in ("json", "ntfy", "gotify"):
-        usual = notify.request(preset, URL, "tk", notify.facts(CHANGED, []))
+        usual = notify.request(preset, URL, "tk", notify.message_of(CHANGED, []))
         assert notify.request(preset, URL, "tk", told)[:2] == usual[:2]
 
 
 def test_environment() -> None:
-    variables = notify.environment(notify.facts(UNRESOLVED, FORWARDS))
+    variables = notify.environment(notify.message_of(UNRESOLVED, FORWARDS))
     expected = {
         "HOME_EVENT": "unresolved",
         "HOME_INDEX": "1",
@@ -131,9 +131,9 @@ def test_environment() -> None:
 @given(st.text(), st.text())
 def test_environment_of_any_event_can_be_given(label: str, reason: str) -> None:
     """Promise 15: no variable more or less, and none that execve(2) would refuse."""
-    usual = notify.environment(notify.facts(UNRESOLVED, []))
+    usual = notify.environment(notify.message_of(UNRESOLVED, []))
     variables = notify.environment(
-        notify.facts({**UNRESOLVED, "label": label, "reason": reason}, [])
+        notify.message_of({**UNRESOLVED, "label": label, "reason": reason}, [])
     )
     assert set(variables) == set(usual)
     assert variables["PATH"] == usual["PATH"]
@@ -178,5 +178,5 @@ def test_which_refusal_is_for_good(codes: list[int], kind: str) -> None:
 
 def test_both_programs_mean_the_same_ways() -> None:
     """What one spools the other sends."""
-    updater = load_program(UPDATER)
+    updater = module_of(UPDATER)
     assert {way: key for way, (key, _) in notify.WAYS.items()} == updater.WAYS

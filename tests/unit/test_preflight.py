@@ -3,10 +3,23 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from home_forwarder.config import Home
-from operations.preflight import LONG_TTL, Records, warnings
+import pytest
+from unit_samples import FRITZBOX, NAS, TCP, UDP, Data, data, matching, plan_of, with_unit
+
+from home_forwarder.compare import ADDRESS, REVISION, Observed
+from home_forwarder.config import load_config
+from home_forwarder.parts.addresses import Home
+from home_forwarder.plan import CONF
+from operations import preflight
+from operations.preflight import (
+    LONG_TTL,
+    Records,
+    warn_about_names,
+    warn_about_relays,
+    warnings,
+)
 
 VPS = [(int("20010db8000000000000000000000005", 16), 0)]
 
@@ -38,3 +51,128 @@ def test_warnings(records: Records, allow_private: bool, said: list[str]) -> Non
     assert len(found) == len(said), found
     for line, start in zip(found, said, strict=True):
         assert line.startswith(start)
+
+
+def test_what_is_only_worth_knowing_is_said_once() -> None:
+    """A long TTL, of a home that was not declared before; what will not work, each time."""
+    home = Home(name="nas", hostname="nas.test")
+    records: Records = (["2001:db8::1", "::1"], LONG_TTL + 1)
+    assert len(list(warnings(home, records, VPS, is_new=True))) == 2
+    (line,) = warnings(home, records, VPS, is_new=False)
+    assert line.startswith("::1, an address of nas.test, will be refused")
+
+
+def test_a_literal_is_no_address_of_itself() -> None:
+    home = Home(name="nas", hostname="2001:db8::5")
+    (line,) = warnings(home, (["2001:db8::5"], 0), VPS)
+    assert line.startswith("2001:db8::5 will be refused: it is ")
+
+
+# ---- What is said in the course of a deploy ----------------------------------------------------
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said from now on."""
+    lines: list[str] = []
+    monkeypatch.setattr(preflight, "_warn", lines.append)
+    return lines
+
+
+def test_names(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is asked for once, for all VPSes; a literal is not; the TTL is said of new homes."""
+    asked: list[str] = []
+
+    def look_up(hostname: str) -> Records:
+        asked.append(hostname)
+        return ["2001:db8::1", "2001:db8::5"], 3600
+
+    monkeypatch.setattr(preflight, "_look_up", look_up)
+    monkeypatch.setattr(preflight, "_answers", {})
+    literal = {"name": "literal", "hostname": "2001:db8::5"}
+    config = load_config(data(homes=[FRITZBOX, NAS, literal]))
+    own = ("20010db8000000000000000000000005",)
+    before = plan_of(homes=[NAS], forwards=[])
+    warn_about_names(config, replace(matching(before), own_addresses=own))
+    of_nas = "nas: 2001:db8::5, an address of somedyndns.address.test, will be refused"
+    assert [line[:60] for line in said] == [
+        "fritzbox: 2001:db8::5, an address of xxx.myfritz.net, will b",
+        "fritzbox: the TTL of xxx.myfritz.net is 3600 s; after a chan",
+        of_nas[:60],
+        "literal: 2001:db8::5 will be refused: it is an address of th",
+    ]
+    warn_about_names(config, Observed())
+    assert [line.split(";")[0] for line in said[4:]] == [
+        "fritzbox: the TTL of xxx.myfritz.net is 3600 s",
+        "nas: the TTL of somedyndns.address.test is 3600 s",
+    ]
+    assert sorted(asked) == ["somedyndns.address.test", "xxx.myfritz.net"]
+
+
+def test_a_name_that_is_part_of_another_is_new(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "_answers", {"nas.test": (["2001:db8::1"], 3600)})
+    seen = Observed(texts={CONF: "HOME_HOSTNAME_0=my.nas.test\nHOME_HOSTNAME_1=nas.test.example\n"})
+    warn_about_names(load_config(data(homes=[{**NAS, "hostname": "nas.test"}], forwards=[])), seen)
+    assert len(said) == 1
+
+
+OTHER_UDP = {**UDP, "port": 33334}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "concerned"),
+    [
+        ([], [TCP], None),
+        ([], [TCP, UDP], "udp 33333 to nas"),
+        ([TCP], [TCP, UDP], "udp 33333 to nas"),
+        ([UDP], [TCP, UDP], None),
+        ([UDP], [UDP, OTHER_UDP], "udp 33334 to nas"),
+        ([UDP], [{**UDP, "idle_timeout": 60}], "udp 33333 to nas"),
+        ([UDP], [{**UDP, "relay": "nginx"}], None),
+        ([{**UDP, "relay": "nginx"}], [UDP], "udp 33333 to nas"),
+        ([UDP], [{**UDP, "home": "fritzbox"}], "udp 33333 to fritzbox"),
+        ([UDP], [{**UDP, "listen": "4"}], "udp 33333 to nas"),
+        # With the same settings as another one.
+        (
+            [{**UDP, "target_port": 9}],
+            [{**UDP, "target_port": 9}, {**OTHER_UDP, "target_port": 9}],
+            "udp 33334 to nas",
+        ),
+        (
+            [{**UDP, "listen": "4"}],
+            [{**UDP, "listen": "4"}, {**UDP, "listen": "6", "home": "fritzbox"}],
+            "udp 33333 to fritzbox",
+        ),
+        # One more port of a range.
+        ([{**UDP, "port": "100-101"}], [{**UDP, "port": "100-102"}], "udp 100-102 to nas"),
+        ([UDP], [UDP, {**TCP, "port": 33333}], None),
+    ],
+)
+def test_relays(
+    before: list[Data], after: list[Data], concerned: str | None, said: list[str]
+) -> None:
+    """Of forwards that are new, or changed; who knows it already is left in peace."""
+    plan = plan_of(forwards=after)
+    warn_about_relays(load_config(data(forwards=after)), plan, matching(plan_of(forwards=before)))
+    assert [line.partition(": socat serves")[0] for line in said] == (
+        [concerned] if concerned else []
+    )
+
+
+@pytest.mark.parametrize("state", ["inactive", "failed", "activating"])
+def test_a_relay_that_does_not_run_is_not_new(state: str, said: list[str]) -> None:
+    """It may wait for the address of its home."""
+    plan = plan_of(forwards=[UDP])
+    seen = with_unit(matching(plan), plan.relays[0].unit, active=state, runs=False, environment={})
+    warn_about_relays(load_config(data(forwards=[UDP])), plan, seen)
+    assert said == []
+
+
+def test_a_home_that_moved_makes_no_forward_new(said: list[str]) -> None:
+    plan = plan_of(forwards=[UDP])
+    environment = {REVISION: plan.relays[0].revision, ADDRESS: "2001:db8::dead"}
+    seen = with_unit(matching(plan), plan.relays[0].unit, environment=environment)
+    warn_about_relays(load_config(data(forwards=[UDP])), plan, seen)
+    assert said == []

@@ -7,9 +7,12 @@ import difflib
 from typing import NoReturn
 
 import pytest
-from facts import Facts, NotReached, Process, Target, Vps
 
+from home_forwarder.applying import paths_of
 from home_forwarder.plan import File, Link, Relay
+from home_forwarder.relay_programs import RELAY_PROGRAMS
+from operations.target import Facts, Process, Target, Vps
+from operations.visit import NotReached
 
 UPDATER = "home-address-updater.service"
 FINE = ("0", "3")
@@ -17,11 +20,11 @@ FINE = ("0", "3")
 CAP_NET_BIND_SERVICE = 1 << 10
 """capabilities(7), linux/capability.h; the only capability a relay may have."""
 
-FAMILIES = {"*": "IPv4 and IPv6", "0.0.0.0": "IPv4 only", "[::]": "IPv6 only"}
-"""Local addresses as ss prints them: `*` is an IPv6 socket that takes IPv4 as well."""
-LISTENS_ON = {"46": ("*",), "4": ("0.0.0.0",), "6": ("[::]",)}
-LISTENS_ON_BOTH = ("0.0.0.0", "[::]")
-"""Of nginx, which has a socket for each family."""
+FAMILIES = {"*": "IPv4 and IPv6", "0.0.0.0": "IPv4 only", "::": "IPv6 only"}
+"""Local addresses: `*` is an IPv6 socket that takes IPv4 as well."""
+LISTENS_ON = {"46": ("*",), "4": ("0.0.0.0",), "6": ("::",)}
+LISTENS_ON_BOTH = ("0.0.0.0", "::")
+"""Of a relay with a socket for each family."""
 
 DIFF_LINES = 20
 DEPLOY = "to mend it: pyinfra inventory.py deploy.py"
@@ -59,17 +62,21 @@ def test_file(vps: Vps, file: File) -> None:
     seen = vps.seen.files.get(file.path)
     if seen is None:
         wrong(f"{file.path} does not exist", DEPLOY)
-    if "sha256" not in seen:
+    if seen.sha256 is None:
         wrong(f"{file.path} is no regular file", DEPLOY)
     differing = [
-        f"its {key} is {seen[key]}, not {declared}"
-        for key, declared in (("mode", file.mode), ("owner", file.owner), ("group", file.group))
-        if seen[key] != declared
+        f"its {key} is {there}, not {declared}"
+        for key, there, declared in (
+            ("mode", seen.mode, file.mode),
+            ("owner", seen.owner, file.owner),
+            ("group", seen.group, file.group),
+        )
+        if there != declared
     ]
     diff = []
     if not vps.is_content_of(file):
         differing.append("its content differs")
-        diff = [] if file.secret else short_diff(vps.target.read(file.path), file)
+        diff = [] if file.secret else short_diff(vps.facts.read(file.path), file)
     if differing:
         wrong(f"{file.path}: {', '.join(differing)}", *diff, DEPLOY)
 
@@ -79,8 +86,8 @@ def test_link(vps: Vps, link: Link) -> None:
     seen = vps.seen.files.get(link.path)
     if seen is None:
         wrong(f"{link.path} does not exist; it must lead to {link.target}", DEPLOY)
-    if seen.get("target") != link.target:
-        leads = f"leads to {seen['target']}" if "target" in seen else "is no link"
+    if seen.target != link.target:
+        leads = f"leads to {seen.target}" if seen.target else "is no link"
         wrong(f"{link.path} {leads}; it must lead to {link.target}", DEPLOY)
 
 
@@ -95,7 +102,7 @@ def test_unit_active(vps: Vps, unit: str) -> None:
     """A unit is active, and a timer among them has a next run."""
     state = state_of(vps, unit)
     if not state.startswith("active"):
-        wrong(f"{unit} is {state}, not active", *vps.target.journal(unit), DEPLOY)
+        wrong(f"{unit} is {state}, not active", *vps.facts.journal(unit), DEPLOY)
     if state == "active (elapsed)":
         wrong(
             f"{unit} is active, but has no next run",
@@ -114,7 +121,7 @@ def test_last_look_up(vps: Vps) -> None:
         wrong(
             f"the last run of {UPDATER} failed: {run['Result']}, exit status"
             f" {run['ExecMainStatus']}",
-            *vps.target.journal(UPDATER),
+            *vps.facts.journal(UPDATER),
             f"see: journalctl -u {UPDATER}; to try again: systemctl start {UPDATER}",
         )
 
@@ -122,11 +129,11 @@ def test_last_look_up(vps: Vps) -> None:
 def test_address(vps: Vps, home: int) -> None:
     """The address of a home with forwards is known."""
     if str(home) not in vps.seen.addresses:
-        wanted = vps.target.config.homes[home]
+        wanted = vps.target.config.numbered[home]
         wrong(
             f"no address of {wanted.label} ({wanted.hostname}) is known: /etc/home-address-ipv6 has"
             f" no HOME_IPV6_ADDRESS_{home}; its forwards wait for it",
-            *vps.target.journal(UPDATER),
+            *vps.facts.journal(UPDATER),
             "to look it up: home-address-update",
         )
 
@@ -136,12 +143,12 @@ def test_relay_runs(vps: Vps, relay: Relay) -> None:
     known = vps.seen.addresses.get(str(relay.home))
     process = running(vps, relay)
     if not process and not known:
-        home = vps.target.config.homes[relay.home].name
+        home = vps.target.config.numbered[relay.home].name
         wrong(f"{relay.unit} waits for an address: see test_address[{vps.name}-{home}]")
     if not process:
         wrong(
             f"{relay.unit} does not run; it is {state_of(vps, relay.unit)}",
-            *vps.target.journal(relay.unit),
+            *vps.facts.journal(relay.unit),
             f"see: journalctl -u {relay.unit}; {DEPLOY}",
         )
     revision = process.environment.get("FORWARD_REVISION")
@@ -165,26 +172,30 @@ def test_relay_listens(vps: Vps, relay: Relay) -> None:
     there = [
         listener
         for listener in vps.seen.listeners
-        if (listener["protocol"], listener["port"]) == (relay.protocol, relay.port)
+        if listener.protocol == relay.protocol and listener.port in relay.ports
     ]
-    own = sorted(listener["address"] for listener in there if listener["unit"] == relay.unit)
-    declared = LISTENS_ON[relay.listen]
-    if tuple(own) == declared or (relay.listen == "46" and tuple(own) == LISTENS_ON_BOTH):
+    own = [listener for listener in there if listener.unit == relay.unit]
+    declared: tuple[str, ...] = LISTENS_ON[relay.listen]
+    if relay.listen == "46" and RELAY_PROGRAMS[relay.program].socket_per_family:
+        declared = LISTENS_ON_BOTH
+    expected = sorted((port, address) for port in relay.ports for address in declared)
+    if sorted((listener.port, listener.address) for listener in own) == expected:
         return
     if not running(vps, relay):
         not_running(vps, relay)
-    port = f"{relay.protocol} port {relay.port}"
+    port = f"{relay.protocol} port {relay.ports}"
     if own:
-        families = " and ".join(FAMILIES.get(address, f"{address} only") for address in own)
+        addresses = sorted({listener.address for listener in own})
+        families = " and ".join(FAMILIES.get(address, f"{address} only") for address in addresses)
         wrong(
-            f"{relay.unit} listens for {families}; declared is {FAMILIES[declared[0]]}",
+            f"{relay.unit} listens for {families}; declared is {FAMILIES[LISTENS_ON[relay.listen][0]]}",
             OVERRIDDEN.format(unit=relay.unit),
         )
-    others = [f"{each['program']} ({each['unit']}) does" for each in there]
+    others = [f"{each.program} ({each.unit}) does" for each in there]
     full = "; it also stops listening while it has max_connections peers"
     wrong(
         "; ".join((f"{relay.unit} runs, but does not listen on {port}", *others)),
-        *vps.target.journal(relay.unit),
+        *vps.facts.journal(relay.unit),
         f"see: systemctl status {relay.unit}" + (full if relay.protocol == "udp" else ""),
     )
 
@@ -220,13 +231,14 @@ def test_nothing_undeclared(vps: Vps) -> None:
 
 def test_deploy_would_change_nothing(vps: Vps) -> None:
     """A deploy would say `No change` of everything."""
-    missing = [name for name in vps.target.plan.packages if name not in vps.seen.packages]
+    names = [package.name for package in vps.target.plan.packages]
+    missing = [name for name in names if name not in vps.seen.packages]
     changes = vps.changes
     todo = [
         f"    {verb} {', '.join(names)}"
         for verb, names in (
             ("install", missing),
-            ("write", [entry.path for entry in changes.write]),
+            ("write", paths_of(changes.write)),
             ("stop", changes.stop),
             ("delete", changes.remove),
             ("restart", changes.restart),
@@ -235,7 +247,7 @@ def test_deploy_would_change_nothing(vps: Vps) -> None:
         if names
     ]
     todo += ["    reload systemd"] if changes.reload else []
-    todo += ["    look the homes up"] if changes.look_up else []
+    todo += [f"    start {', '.join(changes.read_again)} again"] if changes.read_again else []
     if todo:
         wrong("a deploy would change this VPS; it would", *todo, DEPLOY)
 
@@ -245,9 +257,9 @@ def state_of(vps: Vps, unit: str) -> str:
     seen = vps.seen.units.get(unit)
     if seen is None:
         return "inactive (dead)"  # nothing refers to it, so systemd has forgotten it
-    if seen["LoadState"] != "loaded":
-        return seen["LoadState"]
-    return f"{seen['ActiveState']} ({seen['SubState']})"
+    if seen.load != "loaded":
+        return seen.load
+    return f"{seen.active} ({seen.sub})"
 
 
 def running(vps: Vps, relay: Relay) -> Process | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-# ruff: noqa: S101
-"""The lab tried by itself: `python -m pytest lab`. Needs root, and about a minute."""
+"""The lab tried by itself, without anything of ours on its VPSes."""
+
+from __future__ import annotations
 
 import os
 import re
@@ -19,14 +20,14 @@ import pytest
 
 from lab import RELEASES, CommandFailed, Lab, LabError
 from lab.cgroups import ROOT as CGROUPS
+from lab.checkout import PROJECT
 from lab.processes import Process, end
 
-PROJECT = Path(__file__).resolve().parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 
 
 def traces(name: str) -> list[str]:
-    """Return whatever on this machine still bears the name of a lab."""
+    """Whatever on this machine still bears the name of a lab."""
     sign = re.compile(rf"homelab\.{name}\.|home-forwarder-lab/{name}(/|$)|={name}-[0-9a-f]{{16}}$")
     found = Path("/proc/self/mounts").read_text().splitlines()
     places = (Path("/run/netns"), Path("/etc/netns"), Path("/run/home-forwarder-lab"))
@@ -45,11 +46,16 @@ def traces(name: str) -> list[str]:
     return [text for text in found if sign.search(text)]
 
 
-@pytest.fixture(scope="module", params=RELEASES)
+each_release = pytest.mark.parametrize("lab", RELEASES, indirect=True, scope="module")
+"""For what the release of the VPS may matter to."""
+
+
+@pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """One lab with a VPS of each release in turn, shared by the tests that do not break it."""
+    """One lab with a VPS, shared by the tests that do not break it."""
     name = f"self{WORKER}"
-    with Lab(name, vpses={"vps1": request.param}, homes=["home0", "home1"]) as lab:
+    release = getattr(request, "param", "trixie")
+    with Lab(name, vpses={"vps1": release}, homes=["home0", "home1"]) as lab:
         for home in lab.home.values():
             home.serve(tcp=[44444], udp=[33333])
         yield lab
@@ -72,13 +78,14 @@ def ask(lab: Lab, server: str, name: str, rdtype: str, **options: float) -> dns.
 
 
 def addresses(answer: dns.message.Message) -> list[str]:
-    """Return the data of the records of an answer, in their order."""
+    """The data of the records of an answer, in their order."""
     return [record.to_text() for rrset in answer.answer for record in rrset]
 
 
-# VPSes
+# ---- VPSes -----------------------------------------------------------------------------------
 
 
+@each_release
 def test_a_vps_is_a_debian_that_is_up(lab: Lab) -> None:
     vps = lab.vps["vps1"]
     assert vps.run("systemctl is-system-running").stdout == "running\n"
@@ -94,6 +101,20 @@ def test_a_command_that_fails(lab: Lab) -> None:
     assert lab.vps["vps1"].run("exit 3", check=False).returncode == 3
 
 
+def test_a_timeout_is_the_end(lab: Lab) -> None:
+    """Also where something else holds what the command would write to."""
+    for run, command in (
+        (lab.vps["vps1"].run, ["sleep", "20"]),
+        (lab.operator.run, ["sh", "-c", "setsid sleep 20 & sleep 20"]),
+    ):
+        begun = time.monotonic()
+        with pytest.raises(subprocess.TimeoutExpired):
+            run(command, timeout=0.5)
+        assert time.monotonic() - begun < 10
+    assert lab.vps["vps1"].run("echo fine").stdout == "fine\n"
+
+
+@each_release
 def test_the_admin_may_sudo(lab: Lab) -> None:
     result = lab.vps["vps1"].run("id -un; sudo -n id -un", user="admin")
     assert result.stdout == "admin\nroot\n"
@@ -108,12 +129,14 @@ def test_files_and_input_arrive_as_they_are(lab: Lab) -> None:
     assert vps.run("cat", input=text).stdout == text
 
 
+@each_release
 def test_apt_works_without_a_network(lab: Lab) -> None:
     vps = lab.vps["vps1"]
     vps.run("apt-get update && apt-get install --yes socat")
     assert "socat" in vps.run("command -v socat").stdout
 
 
+@each_release
 def test_a_reboot_and_a_power_cut_keep_the_disk_but_not_the_rules(lab: Lab) -> None:
     vps = lab.vps["vps1"]
     vps.write("/etc/kept", "kept")
@@ -132,6 +155,7 @@ def test_a_reboot_and_a_power_cut_keep_the_disk_but_not_the_rules(lab: Lab) -> N
         assert vps.run("nft list ruleset").stdout == ""
 
 
+@each_release
 def test_a_power_cut_tells_nobody(lab: Lab) -> None:
     vps = lab.vps["vps1"]
     with lab.inside("client"):
@@ -176,6 +200,7 @@ def test_a_vps_can_be_prepared_and_replaced(lab: Lab) -> None:
         lab.host("vps2")
 
 
+@each_release
 def test_cloud_init_runs(lab: Lab) -> None:
     def seed(root: Path) -> None:
         directory = root / "var/lib/cloud/seed/nocloud"
@@ -192,7 +217,7 @@ def test_cloud_init_runs(lab: Lab) -> None:
     lab.remove_vps("vps3")
 
 
-# The network
+# ---- The network -----------------------------------------------------------------------------
 
 
 def test_any_name_will_do(lab: Lab) -> None:
@@ -200,7 +225,7 @@ def test_any_name_will_do(lab: Lab) -> None:
         lab.add_home(name)
         with lab.inside(name), socket.create_connection((lab.dns.addresses[1], 53), timeout=5):
             pass
-    for name in ("client", "bridge", "Upper", "x.y", ""):
+    for name in ("client", "bridge", "Upper", "x.y", "x-", ""):
         with pytest.raises(LabError, match=r"called|cannot be the name"):
             lab.add_home(name)
 
@@ -231,7 +256,7 @@ def test_the_operator_does_not_see_the_users_files(lab: Lab) -> None:
     assert "agent" in said.stderr
 
 
-# Homes
+# ---- Homes -----------------------------------------------------------------------------------
 
 
 def converse(lab: Lab, home: str, said: bytes, finish: bool = True) -> bytes:
@@ -298,7 +323,7 @@ def test_where_a_home_cannot_move(lab: Lab, address: str) -> None:
         lab.home["home0"].move(address)
 
 
-# DNS
+# ---- DNS -------------------------------------------------------------------------------------
 
 NAME = "fault.home.example"
 
@@ -357,6 +382,7 @@ def test_faults_that_are_records(lab: Lab) -> None:
     lab.dns.clear_faults()
 
 
+@each_release
 def test_truncation_leads_to_tcp(lab: Lab) -> None:
     lab.dns.set(NAME, aaaa=["2001:db8::1"])
     lab.dns.fault(NAME, "truncate")
@@ -376,6 +402,7 @@ def test_records_in_and_out_of_the_zone(lab: Lab) -> None:
     assert ask(lab, resolver, "example.com", "AAAA").rcode() == dns.rcode.NXDOMAIN
 
 
+@each_release
 def test_queries_are_counted(lab: Lab) -> None:
     vps, name = lab.vps["vps1"], lab.home["home0"].hostname
     lab.dns.reset_counts()
@@ -385,7 +412,7 @@ def test_queries_are_counted(lab: Lab) -> None:
     assert lab.dns.queries("other.example") == 0
 
 
-# Its beginning and its end
+# ---- Its beginning and its end ---------------------------------------------------------------
 
 OWNER = """
 import sys, time
@@ -399,7 +426,7 @@ time.sleep(1000)
 """
 
 
-def start_owner(name: str) -> "subprocess.Popen[str]":
+def start_owner(name: str) -> subprocess.Popen[str]:
     """Start another process with a lab, and wait until it is up."""
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, name], cwd=PROJECT, stdout=subprocess.PIPE, text=True
@@ -468,10 +495,10 @@ def test_only_the_very_process_is_ended() -> None:
     assert sleeper.wait(5) == -signal.SIGTERM
 
 
-# The command line
+# ---- The command line ------------------------------------------------------------------------
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m lab` with these arguments."""
     return subprocess.run(
         [sys.executable, "-m", "lab", *arguments],
@@ -491,14 +518,16 @@ def test_the_command_line() -> None:
         again = command("up", *this)
         assert (again.returncode, "up already" in again.stderr) == (1, True)
         assert "203.0.113.10" in command("status").stdout
+        assert command("status", "--name", "other").stdout == ""
         assert command("shell", *this, "vps1", "--", "echo", "a  b").stdout == "a  b\n"
-        assert command("shell", *this, "vps1", "--", "exit 7").returncode == 7
+        assert command(*this, "shell", "vps1", "--", "exit 7").returncode == 7
+        assert command("shell", "vps1", *this, "--", "echo", "--name", "x").stdout == "--name x\n"
         assert command("shell", *this, "client", "--", "exit 7").returncode == 7
         assert "203.0.113.10" in command("shell", *this, "client", "getent", "hosts", "vps1").stdout
         assert "-> 2001:db8:a001:2::10" in command("move", *this, "home1").stdout
         assert "2001:db8:a001:2::10" in command("show").stdout
         assert command("fault", *this, "*", "servfail").returncode == 0
-        assert command("fault", *this).stdout == "* servfail\n"
+        assert command(*this, "fault").stdout == "* servfail\n"
         assert command("fault", *this, "*", "off").returncode == 0
         assert command("fault", *this).stdout == ""
         assert command("power", *this, "vps1", "cut").stdout == "vps1 is off\n"
