@@ -16,7 +16,8 @@ from typing import Any
 
 from bench.peers import OURS, PEERS, PORT_AT_HOME, Peer
 from bench.results import Figure, Sample
-from home_forwarder.relay_programs import package_names
+from home_forwarder.parts.forwards import MAX_CONNECTIONS
+from home_forwarder.relay_programs import RELAY_PROGRAMS, package_names
 from lab import Lab, LabError
 from lab.checkout import Checkout
 from lab.host import Host
@@ -184,7 +185,9 @@ def _start_relays(bench: Bench) -> None:
     forwards: list[dict[str, Any]] = []
     for name, relay in OURS.items():
         ours = next(peer for peer in PEERS if peer.name == name)
-        each = {"relay": relay, "target_port": PORT_AT_HOME}
+        each: dict[str, Any] = {"relay": relay, "target_port": PORT_AT_HOME}
+        if RELAY_PROGRAMS[relay].max_per_client:
+            each["max_per_client"] = MAX_CONNECTIONS  # all load comes from one client
         tcp = {**each, "protocol": "tcp"}
         forwards += [
             {**tcp, "home": "home0", "port": ours.port},

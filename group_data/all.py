@@ -26,9 +26,13 @@ homes = [
 #   idle_timeout     seconds without traffic until a connection ends; TCP 7440, UDP 300 if left out
 #   max_connections  at the same time, or UDP peers; 1024 if left out. One more waits with socat, and
 #                    is turned away at once with nginx
-#   relay            "socat" (if left out) or "nginx", the program that forwards. For UDP with more than
-#                    one client take nginx: with socat, clients that begin at the same moment get each
-#                    other's answers, or none
+#   max_per_client   of these, how many for one client address (of IPv6: for one /64), with nginx; a quarter
+#                    if left out, none if that is below 64. A UDP peer holds its place for idle_timeout, also
+#                    one that the home never answered: so four such clients silence a forward
+#   relay            "socat" or "nginx", the program that forwards; TCP socat, UDP nginx if left out. UDP
+#                    by socat is for one client at a time: of several that begin at the same moment some
+#                    get another's answer, or none; and on a VPS with several addresses of a family its
+#                    answers come from the one that routing picks, not from the one that was asked
 #   proxy_protocol   True, with nginx and TCP: the home is told the client's address, by a line before
 #                    all else that its server must expect (PROXY protocol); False if left out
 forwards = [

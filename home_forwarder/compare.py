@@ -12,6 +12,8 @@ from home_forwarder.plan import UNITS, File, Link, Listen, Plan, Relay
 
 REVISION = "FORWARD_REVISION"
 ADDRESS = "HOME_IPV6_ADDRESS_{0}"
+PROGRAM = "FORWARD_RELAY"
+PER_CLIENT = "FORWARD_MAX_PER_CLIENT"
 """Keys of a relay's environment, as question() in home_forwarder/planning.py asks for them."""
 
 
@@ -38,7 +40,7 @@ class SeenUnit:
     runs: bool = False
     """It has a process."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Of a relay's process: REVISION and ADDRESS."""
+    """Of a relay's process: REVISION, ADDRESS, PROGRAM, which socat does without, and PER_CLIENT."""
 
 
 @dataclass(frozen=True)

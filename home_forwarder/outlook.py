@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from home_forwarder.compare import Changes, Observed
-from home_forwarder.plan import CONF, Plan
+from home_forwarder.compare import PER_CLIENT, PROGRAM, Changes, Observed
+from home_forwarder.plan import CONF, Plan, Relay, some_of
 from home_forwarder.render import module_of
 
 _updater = module_of("/usr/local/bin/home-address-update")
@@ -15,12 +15,44 @@ _updater = module_of("/usr/local/bin/home-address-update")
 def new_forwards(plan: Plan, changes: Changes) -> list[str]:
     """The user's own forwards that are started, as they would say them: «tcp 44444 to xxx.myfritz.net»."""
     return list(
-        dict.fromkeys(
-            f"{relay.protocol} {relay.ports} to {plan.homes[relay.home]}"
-            for relay in plan.relays
-            if relay.forward in changes.start
-        )
+        dict.fromkeys(_name(relay, plan) for relay in plan.relays if relay.forward in changes.start)
     )
+
+
+def other_programs(plan: Plan, seen: Observed) -> Iterator[str]:
+    """Forwards whose relay becomes another program, such as UDP ones of a VPS deployed before nginx was
+    the default for them."""
+    changed: dict[tuple[str, str], list[str]] = {}
+    for relay in plan.relays:
+        unit = seen.units.get(relay.unit)
+        before = unit.environment.get(PROGRAM, "socat") if unit and unit.runs else relay.program
+        if before != relay.program:
+            changed.setdefault((before, relay.program), []).append(_name(relay, plan))
+    for (before, program), names in changed.items():
+        yield (
+            f"{some_of(dict.fromkeys(names))}: forwarded by {program} from now on, and by {before}"
+            f' before; connections end once; "relay": "{before}" would keep it'
+        )
+
+
+def new_limits(plan: Plan, seen: Observed) -> Iterator[str]:
+    """Forwards that limit a client from now on, such as those of a VPS deployed before that was the
+    default."""
+    limited: dict[int, list[str]] = {}
+    for relay in plan.relays:
+        unit = seen.units.get(relay.unit)
+        before = unit.environment if unit and unit.runs else {}
+        if relay.per_client and before.get(PROGRAM) == relay.program and PER_CLIENT not in before:
+            limited.setdefault(relay.per_client, []).append(_name(relay, plan))
+    for limit, names in limited.items():
+        yield (
+            f"{some_of(dict.fromkeys(names))}: one client may have {limit} connections at most from now"
+            ' on; connections end once; "max_per_client" sets another limit'
+        )
+
+
+def _name(relay: Relay, plan: Plan) -> str:
+    return f"{relay.protocol} {relay.ports} to {plan.homes[relay.home]}"
 
 
 def losses(plan: Plan, seen: Observed) -> Iterator[str]:

@@ -99,6 +99,8 @@ class Relay:
     """A key of home_forwarder.relay_programs.RELAY_PROGRAMS."""
     revision: str
     """What tells a relay that runs with these settings from one that does not."""
+    per_client: int = 0
+    """How many connections, or UDP peers, one client may have; 0 if as many as all."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
+from home_forwarder.compare import ADDRESS, PER_CLIENT, PROGRAM, REVISION
 from home_forwarder.config import Config
 from home_forwarder.parts import addresses, forwards, notify
 from home_forwarder.plan import CONF, UNITS, File, Link, Ours, Part, Plan
@@ -82,7 +83,7 @@ def question(plan: Plan) -> dict[str, object]:
         # With what a relay runs, and where it leads: {0} is the INDEX of its home.
         "environment": [
             r"home-(?:tcp|udp)forwarder-[^@]*@(\d+):.*\.service",
-            ["FORWARD_REVISION", "HOME_IPV6_ADDRESS_{0}"],
+            [REVISION, ADDRESS, PROGRAM, PER_CLIENT],
         ],
         "readers": {file.path: file.reader for file in plan.files if file.reader},
         "packages": [package.job for package in plan.packages],

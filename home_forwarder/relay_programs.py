@@ -18,6 +18,8 @@ class RelayProgram:
     packages: tuple[Package, ...]
     proxy_protocol: tuple[str, ...] = ()
     """Protocols in which it can tell the home who the client is."""
+    max_per_client: bool = False
+    """It can limit the connections, or UDP peers, of one client."""
     socket_per_family: bool = False
     """On "46" it listens on a socket for each family, not on one for both."""
 
@@ -37,6 +39,7 @@ RELAY_PROGRAMS = {
             Package("libnginx-mod-stream", rpm="nginx-mod-stream", unless=_CAN_STREAM),
         ),
         proxy_protocol=("tcp",),
+        max_per_client=True,
         socket_per_family=True,
     ),
 }

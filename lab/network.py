@@ -135,6 +135,8 @@ class Network:
     def add_address(self, host: str, address: str) -> None:
         """Give `host` one more address."""
         ip(netns=self.namespace(host), batch=[f"addr add {_with_prefix(address)} dev eth0"])
+        if ":" not in address:
+            return
         link = json.loads(ip("-json", "link", "show", "dev", "eth0", netns=self.namespace(host)))[0]
         with inside(self.namespace(host)):
             _advertise(address, link["address"])

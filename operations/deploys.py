@@ -9,7 +9,7 @@ from pyinfra.context import ctx_host
 from home_forwarder.compare import NO_CHANGES, compare, problems
 from home_forwarder.config import Config
 from home_forwarder.mistakes import DataError
-from home_forwarder.outlook import losses
+from home_forwarder.outlook import losses, new_limits, other_programs
 from home_forwarder.plan import Plan
 from home_forwarder.planning import make_plan
 from home_forwarder.values import parse_switch
@@ -17,7 +17,7 @@ from operations.command_line import answer_questions, check_in_deploy
 from operations.data import WrongData, config_of
 from operations.facts import NotSeen, seen_first
 from operations.packages import install_packages
-from operations.preflight import warn_about_names, warn_about_relays
+from operations.preflight import warn_about_names
 from operations.sending import lines_of
 from operations.system import match_plan, remove_state
 
@@ -33,7 +33,6 @@ def deploy() -> None:
     if config.preflight:
         warn_about_names(config, seen)
     if compare(plan, seen) != NO_CHANGES:
-        warn_about_relays(config, plan, seen)
         _say_what_goes(plan)
     install_packages(name="Install the packages", packages=plan.packages, seen=seen)
     match_plan(name="Make this VPS as declared", plan=plan)
@@ -87,7 +86,8 @@ def _refuse(*why: str) -> None:
 
 
 def _say_what_goes(plan: Plan) -> None:
-    for text in losses(plan, seen_first(plan)):
+    seen = seen_first(plan)
+    for text in (*losses(plan, seen), *other_programs(plan, seen), *new_limits(plan, seen)):
         host.log_styled(" ".join(lines_of(text)), fg="yellow", log_func=logger.warning)
 
 

@@ -12,11 +12,10 @@ import dns.exception
 import dns.resolver
 from pyinfra import host, logger
 
-from home_forwarder.compare import REVISION, Observed
+from home_forwarder.compare import Observed
 from home_forwarder.config import Config
 from home_forwarder.parts.addresses import Home
-from home_forwarder.parts.forwards import Forward
-from home_forwarder.plan import CONF, Plan, some_of
+from home_forwarder.plan import CONF
 from home_forwarder.render import module_of
 
 SECONDS = 5.0
@@ -48,46 +47,8 @@ def warn_about_names(config: Config, seen: Observed) -> None:
             _warn(f"{home.name}: {warning}")
 
 
-def warn_about_relays(config: Config, plan: Plan, seen: Observed) -> None:
-    """Warn about forwards that are new, or changed, and whose relay may be the wrong one for them."""
-    changed = [
-        relay
-        for relay in plan.relays
-        if relay.unit not in seen.units
-        or seen.units[relay.unit].environment.get(REVISION, relay.revision) != relay.revision
-    ]
-    new = [
-        forward
-        for forward in config.forwards
-        if any(
-            (relay.protocol, relay.listen) == (forward.protocol, forward.listen)
-            and forward.port.overlap(relay.ports) is not None
-            for relay in changed
-        )
-    ]
-    warning = warning_of_crowds(new)
-    if warning:
-        _warn(warning)
-
-
 def _warn(text: str) -> None:
     host.log_styled(text, fg="yellow", log_func=logger.warning)
-
-
-def warning_of_crowds(forwards: Iterable[Forward]) -> str | None:
-    """What socat means for UDP, in one line; None if no forward is concerned."""
-    names = [
-        f"udp {forward.port} to {forward.home}"
-        for forward in forwards
-        if (forward.protocol, forward.relay) == ("udp", "socat")
-    ]
-    if not names:
-        return None
-    return (
-        f"{some_of(names)}: socat serves one UDP client well; of several that begin at"
-        " the same moment some get another's answers or none. For more than one client write"
-        ' "relay": "nginx"'
-    )
 
 
 def warnings(

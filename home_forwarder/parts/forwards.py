@@ -38,6 +38,10 @@ MAX_CONNECTIONS = 16384
 IDLE_TIMEOUT = {"tcp": 7440, "udp": 300}
 """Seconds: RFC 5382 (REQ-5, 2 h 4 min) for TCP, RFC 4787 (REQ-5) for UDP."""
 MAX_IDLE_TIMEOUT = 30 * 86400
+DEFAULT_RELAYS = {"tcp": "socat", "udp": "nginx"}
+"""socat cannot keep UDP clients apart (promise 24)."""
+LEAST_PER_CLIENT = 64
+"""Where a quarter of max_connections is less, one client is not limited unless that is asked for."""
 SPARE_TASKS = 32
 """Processes of a relay beside its connections: the listener, and those just ending."""
 OURS = Ours(
@@ -80,8 +84,26 @@ class Forward(Model):
         Annotated[int, whole_number("a time", 1, MAX_IDLE_TIMEOUT, "of seconds")] | None
     ) = None
     max_connections: Annotated[int, whole_number("a limit", 1, MAX_CONNECTIONS)] = 1024
-    relay: Annotated[str, one_of(*RELAY_PROGRAMS)] = "socat"
+    max_per_client: Annotated[int, whole_number("a limit", 1, MAX_CONNECTIONS)] | None = None
+    relay: Annotated[str, one_of(*RELAY_PROGRAMS)] | None = None
     proxy_protocol: Annotated[bool, BeforeValidator(parse_switch)] = False
+
+    @property
+    def program(self) -> str:
+        """The declared relay, or its protocol's default: a key of RELAY_PROGRAMS."""
+        return self.relay or DEFAULT_RELAYS[self.protocol]
+
+    @property
+    def per_client(self) -> int:
+        """The declared max_per_client, or its default; 0 for none.
+
+        A limit below LEAST_PER_CLIENT would turn people away who share an address.
+        """
+        if self.max_per_client is not None:
+            return self.max_per_client
+        quarter = self.max_connections // 4
+        able = RELAY_PROGRAMS[self.program].max_per_client
+        return quarter if able and quarter >= LEAST_PER_CLIENT else 0
 
     @property
     def idle_seconds(self) -> int:
@@ -108,10 +130,16 @@ def wrong_forward(where: str, forward: Forward, homes: Sequence[str]) -> Iterato
         )
     if forward.proxy_protocol and forward.protocol != "tcp":
         yield f"{where}.proxy_protocol: True is for tcp only; leave it out of a udp forward"
-    elif forward.proxy_protocol and "tcp" not in RELAY_PROGRAMS[forward.relay].proxy_protocol:
+    elif forward.proxy_protocol and "tcp" not in RELAY_PROGRAMS[forward.program].proxy_protocol:
         able = [name for name, each in RELAY_PROGRAMS.items() if "tcp" in each.proxy_protocol]
         yield (
-            f"{where}.proxy_protocol: True is more than {forward.relay} can do;"
+            f"{where}.proxy_protocol: True is more than {forward.program} can do;"
+            f' write "relay": "{able[0]}" as well'
+        )
+    if forward.max_per_client and not RELAY_PROGRAMS[forward.program].max_per_client:
+        able = [name for name, each in RELAY_PROGRAMS.items() if each.max_per_client]
+        yield (
+            f"{where}.max_per_client: {forward.max_per_client} is more than {forward.program} can do;"
             f' write "relay": "{able[0]}" as well'
         )
 
@@ -134,7 +162,7 @@ def forwards_part(forwards: Sequence[Forward], homes: Mapping[str, int]) -> Part
     variants: dict[tuple[str, str], list[str]] = {}
     for relay in relays:
         variants.setdefault((relay.forward, relay.protocol), []).append(relay.listen)
-    programs = ["socat", *(forward.relay for forward in forwards)]  # socat: for use by hand
+    programs = ["socat", *(forward.program for forward in forwards)]  # socat: for use by hand
     return Part(
         packages=tuple(
             package for name in dict.fromkeys(programs) for package in RELAY_PROGRAMS[name].packages
@@ -200,7 +228,8 @@ def _settings(forward: Forward, port: int) -> dict[str, int | str]:
         "FORWARD_TARGET_PORT": forward.target_of(port),
         "FORWARD_IDLE_TIMEOUT": forward.idle_seconds,
         "FORWARD_MAX_CONNECTIONS": forward.max_connections,
-        **({"FORWARD_RELAY": forward.relay} if forward.relay != "socat" else {}),
+        **({"FORWARD_RELAY": forward.program} if forward.program != "socat" else {}),
+        **({"FORWARD_MAX_PER_CLIENT": forward.per_client} if forward.per_client else {}),
         **({"FORWARD_PROXY_PROTOCOL": "on"} if forward.proxy_protocol else {}),
     }
 
@@ -214,8 +243,9 @@ def _relay(forward: Forward, port: int, home: int, settings: dict[str, int | str
         listen=forward.listen,
         ports=PortRange(port, port),
         home=home,
-        program=forward.relay,
+        program=forward.program,
         revision=hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16],
+        per_client=forward.per_client,
     )
 
 

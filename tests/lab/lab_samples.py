@@ -26,7 +26,7 @@ NGINX_PACKAGES = package_names("nginx")
 
 STANDARD = [
     {"home": "home0", "protocol": "tcp", "port": TCP},
-    {"home": "home0", "protocol": "udp", "port": UDP},
+    {"home": "home0", "protocol": "udp", "port": UDP, "relay": "socat"},
     {"home": "home1", "protocol": "tcp", "port": 8001},
 ]
 

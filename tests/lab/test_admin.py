@@ -117,3 +117,20 @@ def test_ipv4_address_of_a_home(lab: Lab, vps: Vps, booted: Checkout) -> None:
     time.sleep(0.5)
     assert pids(vps, "tcp") == before
     lab.dns.set(home.hostname, aaaa=[home.address])
+
+
+@pytest.mark.relays("socat")
+def test_a_mistyped_instance_fails_once(lab: Lab, vps: Vps, booted: Checkout) -> None:
+    """With a sentence that says what is wrong; and nobody tries it again."""
+    wrong = ("nas:8080", "1-8081", "1:0", "1:8084x", "1:65536")
+    for instance in wrong:
+        vps.run(["systemctl", "start", f"home-tcpforwarder@{instance}"], check=False)
+    time.sleep(2.5)
+    said = vps.run("journalctl -q -o cat -t home-tcpforwarder").stdout.splitlines()
+    for instance in wrong:
+        assert (
+            len([line for line in said if line.startswith(f"'{instance}' is not INDEX:PORT")]) == 1
+        )
+        unit = f"home-tcpforwarder-46-to-6@{instance}.service"
+        shown = vps.run(["systemctl", "show", "-P", "ActiveState", "-P", "NRestarts", unit]).stdout
+        assert sorted(shown.split()) == ["0", "failed"]

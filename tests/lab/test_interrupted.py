@@ -24,7 +24,7 @@ from lab.checkout import Checkout
 from lab.traffic import ask_tcp, ask_udp, ask_until, whoami
 from lab.vps import Vps
 
-POINTS = 10
+POINTS = 6
 """Of a first deploy, and as many of a changing one."""
 
 CHANGED = [STANDARD[0], {**STANDARD[1], "idle_timeout": 77}, {**STANDARD[2], "port": 8002}]

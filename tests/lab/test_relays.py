@@ -221,8 +221,20 @@ def test_security_scores(vps: Vps, booted: Checkout) -> None:
         for each in json.loads(shown)
         if each["unit"].startswith("home-")
     }
-    for unit in ("home-address-updater", "home-notifier", "home-address-watcher@0"):
+    for unit in (
+        "home-address-updater",
+        "home-notifier",
+        "home-address-watcher@0",
+        "home-forwarders",
+        "home-tcpforwarders",
+        "home-udpforwarders",
+        "home-tcpforwarder@0:44444",
+        "home-udpforwarder@0:33333",
+        "home-tcpforwarder@1:8001",
+    ):
         text = vps.run(["systemd-analyze", "security", "--no-pager", f"{unit}.service"]).stdout
-        scores[unit] = float(text.rpartition("exposure level for")[2].split(":")[1].split()[0])
+        found = re.search(r"exposure level for .*\.service: ([0-9.]+)", text)
+        assert found, text
+        scores[unit] = float(found[1])
     assert {unit: score for unit, score in scores.items() if score > 1.5} == {}
-    assert len(scores) == 6
+    assert len(scores) == 12

@@ -25,9 +25,9 @@ FORWARDS: list[dict[str, object]] = [
     {"home": "home0", "protocol": "tcp", "port": 44444},
     {"home": "home0", "protocol": "tcp", "port": 443, "listen": "4"},
     {"home": "home1", "protocol": "tcp", "port": 443, "listen": "6", "target_port": 8443},
-    {"home": "home1", "protocol": "udp", "port": 33333},
-    {"home": "home0", "protocol": "udp", "port": 5000, "listen": "4"},
-    {"home": "home1", "protocol": "udp", "port": 5001, "listen": "6"},
+    {"home": "home1", "protocol": "udp", "port": 33333, "relay": "socat"},
+    {"home": "home0", "protocol": "udp", "port": 5000, "listen": "4", "relay": "socat"},
+    {"home": "home1", "protocol": "udp", "port": 5001, "listen": "6", "relay": "socat"},
     {"home": "home0", "protocol": "tcp", "port": "8000-8002"},
 ]
 

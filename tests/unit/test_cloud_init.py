@@ -580,9 +580,12 @@ def test_who_listens_is_asked_of_the_kernel(family: int) -> None:
 
 
 def test_it_fits() -> None:
-    """20 forwards and 4 homes: at AWS with --gzip, at all others as it is; in pull mode everywhere."""
+    """At AWS with --gzip: a forward of each protocol, 20 TCP forwards. At all others 20 forwards and 4
+    homes as they are; in pull mode everywhere."""
     limits = {limit.provider: limit.bytes for limit in LIMITS}
-    assert len(user_data.packed(ALL["large"])) < limits["AWS EC2"] == 16 * 1024
+    tcp = [{**forward, "protocol": "tcp"} for forward in LARGE["forwards"]]
+    for text in (ALL["baked"], bake(**{**LARGE, "forwards": tcp})):
+        assert len(user_data.packed(text)) < limits["AWS EC2"] == 16 * 1024
     assert len(ALL["large"].encode()) < 0.7 * limits["Hetzner Cloud"]
     assert len(ALL["follow"].encode()) < limits["AWS EC2"]
 

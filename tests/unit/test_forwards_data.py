@@ -245,6 +245,7 @@ def test_settings_in_the_drop_in(relay: str, settings: tuple[int, int, int]) -> 
     assert sorted(found["Environment"]) == [
         f"FORWARD_IDLE_TIMEOUT={settings[1]}",
         f"FORWARD_MAX_CONNECTIONS={settings[2]}",
+        *(["FORWARD_MAX_PER_CLIENT=256", "FORWARD_RELAY=nginx"] if "udp" in relay else []),
         f"FORWARD_REVISION={revision}",
         f"FORWARD_TARGET_PORT={settings[0]}",
     ]

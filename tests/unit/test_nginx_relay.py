@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from unit_samples import (
     ADDRESS,
     EACH,
-    NAS,
     RELAY,
     TCP,
     UDP,
@@ -29,7 +30,6 @@ from home_forwarder.relay_programs import RELAY_PROGRAMS, package_names
 from home_forwarder.remote import services
 from home_forwarder.render import module_of
 from operations.packages import HELD
-from operations.preflight import warning_of_crowds
 
 relay = module_of(RELAY)
 
@@ -51,10 +51,11 @@ def directives(configuration: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in configuration.splitlines():
         name, _, value = line.partition("#")[0].strip().partition(" ")
-        if value and value != "{":
+        if value and not value.endswith("{"):
             assert value.endswith(";"), line
             found.setdefault(name, []).append(value[:-1])
-    assert configuration.count("{") == configuration.count("}") == 3
+    blocks = {"events": 1, "stream": 1, "server": 1, "map": configuration.count("map $")}
+    assert configuration.count("{") == configuration.count("}") == sum(blocks.values())
     return found
 
 
@@ -82,9 +83,33 @@ def test_limits(protocol: str) -> None:
     """Each client takes two connections, and one that is turned away takes one for a moment."""
     found = nginx(protocol, FORWARD_MAX_CONNECTIONS="7", FORWARD_IDLE_TIMEOUT="60")
     assert found["limit_conn"] == ["clients 7"]
+    limits = nginx(protocol, FORWARD_MAX_CONNECTIONS="7", FORWARD_MAX_PER_CLIENT="2")["limit_conn"]
+    assert limits == ["clients 7", "client 2"]
     assert int(found["worker_connections"][0]) > 2 * 7 + 2
     assert found["proxy_timeout"] == ["60s"]
     assert nginx(protocol, FORWARD_IDLE_TIMEOUT="0")["proxy_timeout"] != ["0s"]
+
+
+@pytest.mark.parametrize(("protocol", "listen"), EACH)
+def test_it_does_not_talk_to_itself(protocol: str, listen: str) -> None:
+    """Promise 20: datagrams from the VPS's own IPv6 addresses are none of a client."""
+    it = forward(protocol, listen)
+    own = ["2001:0db8:0000:0000:0000:0000:0000:0005", "fe80::5"]
+    found = directives(relay.nginx_configuration(it, own=own)).get("deny")
+    assert found == (own if protocol == "udp" and "6" in listen else None)
+
+
+def test_own_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the kernel has, in full length; none where there is no IPv6."""
+    own = [ipaddress.IPv6Address(address) for address in relay.own_ipv6()]
+    there = Path("/proc/self/net/if_inet6").read_text(encoding="ascii").splitlines()
+    assert [address.packed.hex() for address in own] == [line.split()[0] for line in there]
+
+    def no_ipv6(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(relay, "open", no_ipv6, raising=False)
+    assert relay.own_ipv6() == []
 
 
 def test_its_environment_stays_readable() -> None:
@@ -117,29 +142,32 @@ def test_proxy_protocol(word: str, on: bool) -> None:
 
 WHOLE = """\
 daemon off;
-# One process. A master beside it would write its title over the environment, which tells a deploy
-# what a relay runs with, and takes memory. What it is for, systemd does: starting the other again.
 master_process off;
-pid /tmp/nginx.pid;  # of use to nobody, but nginx insists; /tmp is this unit's own
+pid /tmp/nginx.pid;
 error_log stderr error;
 load_module /usr/lib/x.so;
 events {
-    worker_connections 46;  # a client takes two: its own, and one to the home
-    multi_accept on;  # all that wait, not one at a time: a third more of large datagrams
+    worker_connections 46;
+    multi_accept on;
 }
 stream {
-    # max_connections: one more is turned away at once, with a line in the journal.
     limit_conn_zone $server_port zone=clients:32k;
     limit_conn clients 7;
+    map $binary_remote_addr $client {
+        "~(?s)^(........)" $1;
+        default $binary_remote_addr;
+    }
+    limit_conn_zone $client zone=client:32k;
+    limit_conn client 3;
     server {
         listen 0.0.0.0:8080 backlog=512 so_keepalive=300s:30s:9;
         listen [::]:8080 ipv6only=on backlog=512 so_keepalive=300s:30s:9;
         proxy_pass [2001:db8::1]:80;
         proxy_timeout 7440s;
         proxy_connect_timeout 10s;
-        proxy_socket_keepalive on;  # its times are the system's; idle_timeout ends it earlier
-        proxy_buffer_size 512k;  # twice as fast as with the default of 16k: docs/performance.md
-        proxy_half_close on;  # as long may the other side go on sending after one side is done
+        proxy_socket_keepalive on;
+        proxy_buffer_size 512k;
+        proxy_half_close on;
         proxy_protocol on;
         tcp_nodelay on;
     }
@@ -153,6 +181,7 @@ def test_a_whole_configuration() -> None:
         "tcp",
         FORWARD_TARGET_PORT="80",
         FORWARD_MAX_CONNECTIONS="7",
+        FORWARD_MAX_PER_CLIENT="3",
         FORWARD_PROXY_PROTOCOL="on",
     )
     assert relay.nginx_configuration(it, "/usr/lib/x.so") == WHOLE
@@ -164,7 +193,8 @@ def test_how_it_is_started() -> None:
     start = relay.nginx(it)
     assert start.command == ["/usr/sbin/nginx", "-e", "stderr", "-c", "/dev/stdin"]
     assert start.stdin in {
-        relay.nginx_configuration(it, module) for module in ("", *relay.NGINX_MODULES)
+        relay.nginx_configuration(it, module, relay.own_ipv6())
+        for module in ("", *relay.NGINX_MODULES)
     }
     assert start.variables == {"GLIBC_TUNABLES": relay.NGINX_MEMORY}
     assert start.one_process
@@ -175,6 +205,7 @@ def test_how_it_is_started() -> None:
     [
         ("tcp", {"FORWARD_RELAY": "haproxy"}),
         ("tcp", {"FORWARD_PROXY_PROTOCOL": "on"}),
+        ("udp", {"FORWARD_MAX_PER_CLIENT": "5"}),
         ("tcp", {"FORWARD_RELAY": "socat", "FORWARD_PROXY_PROTOCOL": "on"}),
         ("udp", {"FORWARD_RELAY": "nginx", "FORWARD_PROXY_PROTOCOL": "on"}),
         ("tcp", {"FORWARD_PROXY_PROTOCOL": "Yes"}),
@@ -190,7 +221,7 @@ def test_settings_that_no_relay_can_keep(protocol: str, settings: dict[str, str]
         timeout=20,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("FORWARD_RELAY is socat or nginx")
 
 
@@ -232,10 +263,18 @@ def test_nginx_is_not_installed(
             "forwards[0].proxy_protocol: True is for tcp only; leave it out of a udp forward",
         ),
         (
+            {**TCP, "max_per_client": 5},
+            "forwards[0].max_per_client: 5 is more than socat can do; write"
+            ' "relay": "nginx" as well',
+        ),
+        (
+            {**UDP, "max_per_client": 0},
+            "forwards[0].max_per_client: 0 is not a limit; write a whole number from 1 to 16384",
+        ),
+        (
             {**TCP, "relay": "haproxy"},
             "forwards[0].relay: 'haproxy' is not one of 'socat', 'nginx'",
         ),
-        ({**TCP, "relay": None}, "forwards[0].relay: None is not one of 'socat', 'nginx'"),
         (
             {**TCP, "relay": "nginx", "proxy_protocol": "v2"},
             "forwards[0].proxy_protocol: 'v2' is neither True nor False",
@@ -268,32 +307,55 @@ def test_drop_in_says_what_is_not_the_default() -> None:
     assert len(set(revisions)) == 3
 
 
+@pytest.mark.parametrize(
+    ("forward", "limit"),
+    [
+        (UDP, 256),
+        ({**TCP, "relay": "nginx"}, 256),
+        ({**UDP, "max_connections": 4097}, 1024),
+        ({**UDP, "max_connections": 256}, 64),
+        ({**UDP, "max_connections": 255}, 0),
+        ({**UDP, "max_connections": 255, "max_per_client": 3}, 3),
+        ({**UDP, "max_per_client": 1024}, 1024),
+        (TCP, 0),
+        ({**UDP, "relay": "socat"}, 0),
+    ],
+)
+def test_max_per_client(forward: Data, limit: int) -> None:
+    """Promise 20: a quarter of all, where that is not too few; none with socat, which cannot."""
+    plan = plan_of(forwards=[forward])
+    assert [relay.per_client for relay in plan.relays] == [limit]
+    drop_in = file_of(plan, f"{plan.relays[0].unit}.d/forward.conf")
+    lines = [line for line in drop_in.splitlines() if "PER_CLIENT" in line]
+    assert lines == ([f"Environment=FORWARD_MAX_PER_CLIENT={limit}"] if limit else [])
+
+
 def test_packages() -> None:
     """nginx is installed where a forward wants it, and nowhere else."""
-    base = plan_of().packages
+    base = plan_of(forwards=[TCP, {**UDP, "relay": "socat"}]).packages
     assert [package.name for package in base] == ["python3", "socat"]
-    both = plan_of(forwards=[TCP, {**UDP, "relay": "nginx"}]).packages
+    both = plan_of(forwards=[TCP, UDP]).packages
     assert both == (*base, *RELAY_PROGRAMS["nginx"].packages)
     assert package_names("nginx") == ("nginx", "libnginx-mod-stream")
-    only = plan_of(forwards=[{**UDP, "relay": "nginx"}]).packages
+    only = plan_of(forwards=[UDP]).packages
     assert only == both, "socat is there for use by hand"
 
 
-def crowds(*forwards: Data) -> str | None:
-    return warning_of_crowds(load_config(data(forwards=list(forwards))).forwards)
-
-
-def test_warning_of_crowds() -> None:
-    """One line, with the forwards and the key."""
-    warning = crowds(TCP, UDP, {**UDP, "port": "8000-8010"})
-    assert warning is not None
-    assert warning.startswith("udp 33333 to nas, udp 8000-8010 to nas: socat ")
-    assert warning.endswith('write "relay": "nginx"')
-    many = [{"home": NAS["name"], "protocol": "udp", "port": port} for port in range(1, 11)]
-    assert ", udp 8 to nas and 2 more: " in str(crowds(*many))
-    assert crowds(TCP) is None
-    assert crowds({**UDP, "relay": "nginx"}) is None
-    assert crowds() is None
+@pytest.mark.parametrize(
+    ("forward", "program"),
+    [
+        (TCP, "socat"),
+        (UDP, "nginx"),
+        ({**TCP, "relay": "nginx"}, "nginx"),
+        ({**UDP, "relay": "socat"}, "socat"),
+    ],
+)
+def test_default_relays(forward: Data, program: str) -> None:
+    """UDP by nginx unless socat is asked for (promise 24)."""
+    plan = plan_of(forwards=[forward])
+    assert [relay.program for relay in plan.relays] == [program]
+    drop_in = file_of(plan, f"{plan.relays[0].unit}.d/forward.conf")
+    assert ("Environment=FORWARD_RELAY=nginx\n" in drop_in) is (program == "nginx")
 
 
 # ---- nginx.service ---------------------------------------------------------------------------

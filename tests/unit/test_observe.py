@@ -23,7 +23,15 @@ from unit_remote import GROUP, USER, remote, script, source_of, tools
 from unit_samples import FULL, TCP, UDP, Data, data, plan_of
 from unit_systemd import lay_out
 
-from home_forwarder.compare import ADDRESS, REVISION, Observed, SeenFile, SeenUnit
+from home_forwarder.compare import (
+    ADDRESS,
+    PER_CLIENT,
+    PROGRAM,
+    REVISION,
+    Observed,
+    SeenFile,
+    SeenUnit,
+)
 from home_forwarder.config import load_config
 from home_forwarder.plan import CONF, UNITS, Plan
 from home_forwarder.planning import ADDRESSES, OWNED_FILES, UNFINISHED, make_plan, question
@@ -84,7 +92,7 @@ def check_question(plan: Plan) -> None:
         pattern, keys = asked["environment"]
         match = re.fullmatch(pattern, relay.unit)
         assert match, relay.unit
-        assert keys == [REVISION, ADDRESS]
+        assert keys == [REVISION, ADDRESS, PROGRAM, PER_CLIENT]
         assert ADDRESS.format(*match.groups()) == f"HOME_IPV6_ADDRESS_{relay.home}"
     for listen in plan.listens:
         assert [listen.protocol, listen.ports.first, listen.ports.last] in asked["ports"]

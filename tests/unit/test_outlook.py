@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from unit_samples import FRITZBOX, NAS, TCP, UDP, Data, file_of, matching, plan_of, with_unit
 
-from home_forwarder.compare import Changes, Observed, compare
-from home_forwarder.outlook import losses, new_forwards
+from home_forwarder.compare import PER_CLIENT, PROGRAM, Changes, Observed, compare
+from home_forwarder.outlook import losses, new_forwards, new_limits, other_programs
 from home_forwarder.plan import CONF, Plan
 
 RELAY = "home-tcpforwarder-46-to-6@0:44444.service"
@@ -55,6 +55,81 @@ def test_a_forward_that_was_stopped_is_new() -> None:
     front = RELAY.replace("-46-to-6", "")
     assert new_forwards(plan, Changes(start=(front, RELAY))) == ["tcp 44444 to xxx.myfritz.net"]
     assert new_forwards(plan, Changes(start=(RELAY,), restart=(front,))) == []
+
+
+# ---- What becomes another program ----------------------------------------------------------------
+
+BY_SOCAT: Data = {**UDP, "relay": "socat"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ([BY_SOCAT], [UDP], "udp 33333 to somedyndns.address.test: forwarded by nginx from now on"),
+        ([UDP], [BY_SOCAT], "udp 33333 to somedyndns.address.test: forwarded by socat from now on"),
+        ([TCP], [{**TCP, "relay": "nginx"}], "tcp 44444 to xxx.myfritz.net: forwarded by nginx"),
+        (
+            [{**BY_SOCAT, "port": "8000-8010"}],
+            [{**UDP, "port": "8000-8010"}],
+            "udp 8000 to somedyndns.address.test, udp 8001 to somedyndns.address.test, ",
+        ),
+        (
+            [{**BY_SOCAT, "listen": "4"}, {**BY_SOCAT, "listen": "6"}],
+            [{**UDP, "listen": "4"}, {**UDP, "listen": "6"}],
+            "udp 33333 to somedyndns.address.test: forwarded by nginx",
+        ),
+        ([UDP], [UDP], None),
+        ([BY_SOCAT], [BY_SOCAT], None),
+        ([], [UDP], None),
+        ([UDP], [], None),
+        ([UDP], [{**UDP, "idle_timeout": 60}], None),
+    ],
+)
+def test_other_programs(before: list[Data], after: list[Data], said: str | None) -> None:
+    """A line for all forwards that change over, and how to keep them as they are."""
+    seen = matching(plan_of(forwards=before))
+    lines = list(other_programs(plan_of(forwards=after), seen))
+    assert len(lines) == (1 if said else 0)
+    if said:
+        assert lines[0].startswith(said)
+        program = (before[0].get("relay") or "nginx") if before[0] is not TCP else "socat"
+        assert lines[0].endswith(f'connections end once; "relay": "{program}" would keep it')
+        assert len(lines[0]) < 500
+
+
+def test_what_does_not_run_becomes_nothing_else() -> None:
+    """Its program is not known, and it has no connections."""
+    plan = plan_of(forwards=[UDP])
+    seen = with_unit(matching(plan), plan.relays[0].unit, runs=False, environment={})
+    assert list(other_programs(plan, seen)) == []
+
+
+# ---- What limits a client from now on -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("declared", "environment", "said"),
+    [
+        (
+            [UDP],
+            {PROGRAM: "nginx"},
+            "udp 33333 to somedyndns.address.test: one client may have 256 ",
+        ),
+        ([UDP], {PROGRAM: "nginx", PER_CLIENT: "256"}, None),
+        ([{**UDP, "max_per_client": 9}], {PROGRAM: "nginx", PER_CLIENT: "256"}, None),
+        ([{**UDP, "max_connections": 255}], {PROGRAM: "nginx"}, None),
+        ([BY_SOCAT], {}, None),
+        # That it is another program from now on is said already.
+        ([UDP], {}, None),
+    ],
+)
+def test_new_limits(declared: list[Data], environment: dict[str, str], said: str | None) -> None:
+    """Of relays that run without; nobody is told twice."""
+    plan = plan_of(forwards=declared)
+    seen = with_unit(matching(plan), plan.relays[0].unit, environment=environment)
+    lines = list(new_limits(plan, seen))
+    assert [line[: len(said or "")] for line in lines] == ([said] if said else [])
+    assert list(new_limits(plan, matching(plan))) == list(new_limits(plan, Observed())) == []
 
 
 # ---- What goes ---------------------------------------------------------------------------------

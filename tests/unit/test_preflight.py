@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from unit_samples import FRITZBOX, NAS, TCP, UDP, Data, data, matching, plan_of, with_unit
+from unit_samples import FRITZBOX, NAS, data, matching, plan_of
 
-from home_forwarder.compare import ADDRESS, REVISION, Observed
+from home_forwarder.compare import Observed
 from home_forwarder.config import load_config
 from home_forwarder.parts.addresses import Home
 from home_forwarder.plan import CONF
@@ -17,7 +17,6 @@ from operations.preflight import (
     LONG_TTL,
     Records,
     warn_about_names,
-    warn_about_relays,
     warnings,
 )
 
@@ -116,63 +115,3 @@ def test_a_name_that_is_part_of_another_is_new(
     seen = Observed(texts={CONF: "HOME_HOSTNAME_0=my.nas.test\nHOME_HOSTNAME_1=nas.test.example\n"})
     warn_about_names(load_config(data(homes=[{**NAS, "hostname": "nas.test"}], forwards=[])), seen)
     assert len(said) == 1
-
-
-OTHER_UDP = {**UDP, "port": 33334}
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "concerned"),
-    [
-        ([], [TCP], None),
-        ([], [TCP, UDP], "udp 33333 to nas"),
-        ([TCP], [TCP, UDP], "udp 33333 to nas"),
-        ([UDP], [TCP, UDP], None),
-        ([UDP], [UDP, OTHER_UDP], "udp 33334 to nas"),
-        ([UDP], [{**UDP, "idle_timeout": 60}], "udp 33333 to nas"),
-        ([UDP], [{**UDP, "relay": "nginx"}], None),
-        ([{**UDP, "relay": "nginx"}], [UDP], "udp 33333 to nas"),
-        ([UDP], [{**UDP, "home": "fritzbox"}], "udp 33333 to fritzbox"),
-        ([UDP], [{**UDP, "listen": "4"}], "udp 33333 to nas"),
-        # With the same settings as another one.
-        (
-            [{**UDP, "target_port": 9}],
-            [{**UDP, "target_port": 9}, {**OTHER_UDP, "target_port": 9}],
-            "udp 33334 to nas",
-        ),
-        (
-            [{**UDP, "listen": "4"}],
-            [{**UDP, "listen": "4"}, {**UDP, "listen": "6", "home": "fritzbox"}],
-            "udp 33333 to fritzbox",
-        ),
-        # One more port of a range.
-        ([{**UDP, "port": "100-101"}], [{**UDP, "port": "100-102"}], "udp 100-102 to nas"),
-        ([UDP], [UDP, {**TCP, "port": 33333}], None),
-    ],
-)
-def test_relays(
-    before: list[Data], after: list[Data], concerned: str | None, said: list[str]
-) -> None:
-    """Of forwards that are new, or changed; who knows it already is left in peace."""
-    plan = plan_of(forwards=after)
-    warn_about_relays(load_config(data(forwards=after)), plan, matching(plan_of(forwards=before)))
-    assert [line.partition(": socat serves")[0] for line in said] == (
-        [concerned] if concerned else []
-    )
-
-
-@pytest.mark.parametrize("state", ["inactive", "failed", "activating"])
-def test_a_relay_that_does_not_run_is_not_new(state: str, said: list[str]) -> None:
-    """It may wait for the address of its home."""
-    plan = plan_of(forwards=[UDP])
-    seen = with_unit(matching(plan), plan.relays[0].unit, active=state, runs=False, environment={})
-    warn_about_relays(load_config(data(forwards=[UDP])), plan, seen)
-    assert said == []
-
-
-def test_a_home_that_moved_makes_no_forward_new(said: list[str]) -> None:
-    plan = plan_of(forwards=[UDP])
-    environment = {REVISION: plan.relays[0].revision, ADDRESS: "2001:db8::dead"}
-    seen = with_unit(matching(plan), plan.relays[0].unit, environment=environment)
-    warn_about_relays(load_config(data(forwards=[UDP])), plan, seen)
-    assert said == []

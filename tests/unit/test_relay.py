@@ -169,9 +169,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_wrong_usage(arguments: list[str]) -> None:
     """Promise 15: an instance's name is two numbers or nothing."""
     done = run(*arguments, HOME_HOSTNAME_0="nas.address.test", HOME_IPV6_ADDRESS_0=ADDRESS)
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert done.stdout == ""
-    assert done.stderr.startswith("usage: relay tcp|udp 46|4|6 INDEX:PORT")
+    assert "is not INDEX:PORT, the number of a home" in done.stderr
+    assert "usage: relay tcp|udp 46|4|6 INDEX:PORT" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -201,7 +202,7 @@ def test_a_setting_that_is_no_number(name: str) -> None:
     """Written by hand into a unit: a sentence, and no traceback."""
     home: dict[str, Any] = {"HOME_HOSTNAME_0": "nas.test", "HOME_IPV6_ADDRESS_0": ADDRESS}
     done = run("tcp", "46", "0:80", **home, **{name: "many"})
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("A FORWARD_ setting must be a number: ")
     assert "'many'" in done.stderr
     assert done.stderr.count("\n") == 1

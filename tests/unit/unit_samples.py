@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from home_forwarder.compare import ADDRESS as ADDRESS_KEY
-from home_forwarder.compare import REVISION, Observed, SeenFile, SeenUnit
+from home_forwarder.compare import PER_CLIENT, PROGRAM, REVISION, Observed, SeenFile, SeenUnit
 from home_forwarder.config import load_config
 from home_forwarder.mistakes import DataError
 from home_forwarder.plan import CONF, UNITS, File, Link, Plan
@@ -104,6 +104,10 @@ def matching(plan: Plan) -> Observed:
     }
     for relay in plan.relays:
         environment = {REVISION: relay.revision, ADDRESS_KEY: addresses[str(relay.home)]}
+        if relay.program != "socat":
+            environment[PROGRAM] = relay.program
+        if relay.per_client:
+            environment[PER_CLIENT] = str(relay.per_client)
         units[relay.unit] = SeenUnit("loaded", "active", "running", True, environment)
     return Observed(
         files={entry.path: _seen(entry) for entry in plan.entries},
