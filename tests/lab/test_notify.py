@@ -58,7 +58,8 @@ def move(lab: Lab, vps: Vps) -> str:
     lab.home["home0"].move()
     started = time.monotonic()
     vps.run("systemctl start home-address-updater")
-    assert time.monotonic() - started < 2, "the update waited for the notification"
+    # A server that says nothing is given up after 30 s; a busy machine takes a few.
+    assert time.monotonic() - started < 10, "the update waited for the notification"
     return f"moved from {old} to {lab.home['home0'].address}"
 
 
