@@ -18,6 +18,7 @@ from lab import Lab
 from lab.checkout import Checkout
 from lab.vps import Vps
 
+UPDATER = "home-address-updater.service"
 SPOOL = "/var/lib/home-forwarder/spool"
 SECRET = "correct-horse-battery-staple"  # noqa: S105 - it is made to be searched for
 PROGRAM = "/usr/local/bin/tell-me"
@@ -56,10 +57,17 @@ def move(lab: Lab, vps: Vps) -> str:
     """home0 gets another address and the VPS sees it; the words of the subject."""
     old = lab.home["home0"].address
     lab.home["home0"].move()
-    started = time.monotonic()
     vps.run("systemctl start home-address-updater")
-    # A server that says nothing is given up after 30 s; a busy machine takes a few.
-    assert time.monotonic() - started < 10, "the update waited for the notification"
+    # By systemd's clock: the way there and back takes its time on a busy machine.
+    started, ended = (
+        int(
+            vps.run(
+                ["systemctl", "show", "-P", f"ExecMain{what}TimestampMonotonic", UPDATER]
+            ).stdout
+        )
+        for what in ("Start", "Exit")
+    )
+    assert ended - started < 2_000_000, "the update waited for the notification"
     return f"moved from {old} to {lab.home['home0'].address}"
 
 
