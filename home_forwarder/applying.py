@@ -29,7 +29,6 @@ def job_of(plan: Plan, changes: Changes, who: str, basis: str) -> Job:
         "patience": LOCK_SECONDS,
         "who": who,
         "unfinished": UNFINISHED,
-        "addresses": question(plan)["addresses"],
         "steps": steps_of(plan, changes),
         "observe": sent_source_of("observe.py"),
         "question": question(plan),

@@ -31,30 +31,16 @@ COMPLAINTS = ("sudo: ", "sudo-rs: ", "su: ", "doas: ", "dzdo: ")
 # quote, ! (history of csh), $ or ` in it. A program's source may hold all of them.
 _BOOTSTRAP = (
     "import base64,json,sys,zlib;"
-    "{mark}"
+    "print();print(sys.argv.pop(),flush=True);"
     "_,p,a=sys.argv[:3];"
     "sys.argv[1:]=json.loads(base64.b64decode(a));"
     "exec(zlib.decompress(base64.b64decode(p)),dict(__name__=__name__))"
 )
-_PRINT_MARK = "print();print(sys.argv.pop(),flush=True);"
 _NO_PYTHON = "echo there is no python3 here >&2; exit 127"
 
 
 class NotUnderstood(Exception):
     """What a VPS said is no answer of ours; the text quotes it, without the VPS's name."""
-
-
-def command(
-    source: str, *arguments: str, stdin: str | None = None, otherwise: str = ""
-) -> StringCommand:
-    """Run a Python program on a VPS, as pyinfra's operations want it.
-
-    source: with `if __name__ == "__main__":`; standard library of Python 3.9.
-    arguments: its sys.argv[1:]; anyone on the VPS can see them.
-    stdin: what it reads from standard input, which is for its eyes only.
-    otherwise: commands of sh where there is no python3; they get no standard input.
-    """
-    return _sent(source, arguments, stdin, otherwise, "")
 
 
 @dataclass(frozen=True)
@@ -66,9 +52,23 @@ class Call:
     otherwise: str = ""
     _mark: str = field(default_factory=lambda: f"home-forwarder-{secrets.token_hex(8)}")
 
-    def command(self, stdin: str | None = None) -> StringCommand:
-        """As `command` of this module, with a mark before the answer."""
-        return _sent(self.source, self.arguments, stdin, self.otherwise, self._mark)
+    def command(self) -> StringCommand:
+        """The line that runs it: the mark, then the answer. Anyone on the VPS can see the arguments; what
+        is for the program's eyes only goes through standard input."""
+        words = [
+            "python3 -IS -c",
+            f'"{_BOOTSTRAP}"',
+            _base64(zlib.compress(self.source.encode(), 9)),
+            _base64(json.dumps(list(self.arguments)).encode()),
+            self._mark,
+        ]
+        instead = _NO_PYTHON
+        if self.otherwise:
+            script = _base64(self.otherwise.encode())
+            instead = f"echo; echo {self._mark}; echo {script} | base64 -d | sh"
+        return StringCommand(
+            f"if command -v python3 >/dev/null; then exec {' '.join(words)}; else {instead}; fi"
+        )
 
     def answer(self, lines: Iterable[str], errors: Iterable[str] = ()) -> dict[str, Any]:
         """What the program answered, whatever was said before or after it.
@@ -126,28 +126,6 @@ def run(
 def lines_of(said: object) -> list[str]:
     """What a VPS said, for the operator's terminal: lines in which nothing but text is left."""
     return ["".join(filter(str.isprintable, line)) for line in str(said).splitlines()]
-
-
-def _sent(
-    source: str, arguments: Iterable[str], stdin: str | None, otherwise: str, mark: str
-) -> StringCommand:
-    bootstrap = _BOOTSTRAP.format(mark=_PRINT_MARK if mark else "")
-    words = [
-        "python3 -IS -c",
-        f'"{bootstrap}"',
-        _base64(zlib.compress(source.encode(), 9)),
-        _base64(json.dumps(list(arguments)).encode()),
-        mark,
-    ]
-    instead = _NO_PYTHON
-    if otherwise:
-        say_mark = f"echo; echo {mark}; " if mark else ""
-        instead = f"{say_mark}echo {_base64(otherwise.encode())} | base64 -d | sh"
-    line = (
-        f"if command -v python3 >/dev/null; then exec {' '.join(filter(None, words))};"
-        f" else {instead}; fi"
-    )
-    return StringCommand(line) if stdin is None else StringCommand(line, _stdin=stdin)
 
 
 def _base64(data: bytes) -> str:

@@ -100,7 +100,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         "restart": partial(systemctl, "restart"),
         "start": partial(systemctl, "start"),
         "wait": lambda relays: wait(
-            relays, known_homes(*job["addresses"]), lambda some: listening(some, job)
+            relays, known_homes(*job["question"]["addresses"]), lambda some: listening(some, job)
         ),
     }
     failed, done = [], []

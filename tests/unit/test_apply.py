@@ -28,7 +28,7 @@ from home_forwarder.remote.sockets import processes
 Steps = list[list[object]]
 
 ADDRESSES = r"(?m)^HOME_IPV6_ADDRESS_(\d+)=(\S+)$"
-AS_IT_WAS = {"basis": "as it was"}
+AS_IT_WAS: dict[str, Any] = {"basis": "as it was", "addresses": ["/nonexistent", ADDRESSES]}
 ALL_WRITTEN = {"failed": [], "done": ["write"], "seen": AS_IT_WAS}
 
 
@@ -39,7 +39,6 @@ def job(steps: Steps, lock: Path, **more: object) -> dict[str, object]:
         "patience": 0.3,
         "who": "me@laptop",
         "unfinished": UNFINISHED,
-        "addresses": ["/nonexistent", ADDRESSES],
         "steps": steps,
         "observe": "import sys; print(sys.argv[1])",
         "question": AS_IT_WAS,
@@ -329,7 +328,7 @@ def known(tmp_path: Path) -> dict[str, object]:
     asked = {**json.loads(json.dumps(question(Plan()))), "addresses": addresses, "files": []}
     asked |= {"unit_glob": "no-such-unit", "directories": []}
     observed = {"observe": source_of("observe.py"), "question": asked}
-    return {**observed, "basis": observe.basis_of({}, {}), "addresses": addresses}
+    return {**observed, "basis": observe.basis_of({}, {})}
 
 
 def relay(port: int, protocol: str = "tcp", unit: str = OURS, **more: object) -> dict[str, object]:
@@ -433,7 +432,7 @@ def test_wait_while_no_address_is_known(tmp_path: Path) -> None:
         if text is not None:
             (tmp_path / "addresses").write_bytes(text.encode(errors="surrogateescape"))
         addresses = [str(tmp_path / "addresses"), ADDRESSES]
-        done = apply([["wait", [relay(1)]]], {"addresses": addresses})
+        done = apply([["wait", [relay(1)]]], {"question": {**AS_IT_WAS, "addresses": addresses}})
         assert (done["failed"], done["done"]) == ([], ["wait"])
 
 
@@ -563,7 +562,7 @@ def test_a_look_is_made_after_a_failure_too(tmp_path: Path) -> None:
     """It is known what came of a deploy that was cut off by a failure."""
     (tmp_path / "vps").write_text("as it was")
     done = apply([["reload", True]], looking(tmp_path, "as it was"), env={"PATH": "/nonexistent"})
-    assert done["seen"] == AS_IT_WAS
+    assert done["seen"] == {"basis": "as it was"}
     assert done["failed"]
 
 
