@@ -68,12 +68,18 @@ def source_of(path: str) -> str:
 def sent_source_of(name: str) -> str:
     """The source of a program of home_forwarder/remote/, which is sent to a VPS and does not stay there.
 
-    A program is sent in one piece: what it imports from beside it is put in its place.
+    A program is sent in one piece: what it imports from beside it is put in its place, once.
     """
-    return _IMPORT.sub(
-        lambda found: sent_source_of(f"{found[1]}.py").partition(_FUTURE)[2].lstrip("\n"),
-        (REMOTE / name).read_text(encoding="utf-8"),
-    )
+    there: set[str] = set()
+
+    def put(found: re.Match[str]) -> str:
+        if found[1] in there:
+            return ""
+        there.add(found[1])
+        source = (REMOTE / f"{found[1]}.py").read_text(encoding="utf-8")
+        return _IMPORT.sub(put, source.partition(_FUTURE)[2].lstrip("\n"))
+
+    return _IMPORT.sub(put, (REMOTE / name).read_text(encoding="utf-8"))
 
 
 _IMPORT = re.compile(r"^from home_forwarder\.remote\.(\w+) import (?:\([^)]*\)|.*)\n", re.MULTILINE)

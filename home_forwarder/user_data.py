@@ -83,7 +83,6 @@ def baked(host: str, config: Config, secrets: Collection[str] = ()) -> str:
     job: dict[str, object] = {
         "host": host,
         "install": _install_job((*plan.packages, *first_boot_part(config.first_boot).packages)),
-        "programs": {"packages.py": _remote("packages.py")},
         "apply": first_job_of(plan),
     }
     return _user_data(host, config, job, "The packages, files and units of this VPS")
@@ -100,7 +99,6 @@ def pulled(host: str, config: Config, pull: Pull, secrets: Collection[str] = ())
     job: dict[str, object] = {
         "host": host,
         "install": _install_job((*PULL_PACKAGES, *first_boot_part(config.first_boot).packages)),
-        "programs": {"packages.py": _remote("packages.py")},
         "pull": [f"{PULL}/pull"],
     }
     files = [
@@ -124,8 +122,8 @@ def _user_data(
         json.dumps(
             {"program": _remote("first_boot.py"), **job}, ensure_ascii=False, separators=(",", ":")
         ).encode(),
-        check=lzma.CHECK_CRC32,
-        filters=[{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}],
+        format=lzma.FORMAT_ALONE,
+        filters=[{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}],
     )
     service = render(f"cloud-init/{UNIT}.j2", directory=DIRECTORY, log=LOG)
     return render(
@@ -139,7 +137,7 @@ def _user_data(
             File(f"{UNITS}/{UNIT}", service),
         ],
         inside=inside,
-        job=base64.b85encode(packed).decode(),
+        job=base64.b64encode(packed).decode(),
         directory=DIRECTORY,
         log=LOG,
         unit=UNIT,
@@ -147,7 +145,7 @@ def _user_data(
 
 
 def _install_job(packages: Iterable[Package]) -> dict[str, object]:
-    """As packages.py reads it, without what is in it once."""
+    """What install() of home_forwarder/remote/installing.py takes."""
     job: dict[str, object] = {"packages": [each.job for each in packages]}
     if any(each.service for each in packages):
         job["services"] = _remote("services.py")

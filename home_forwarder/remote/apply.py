@@ -21,7 +21,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from home_forwarder.remote.steps import Failed, Port, Relay, held, known_homes, run, wait, write
+from home_forwarder.remote.running import Failed, run
+from home_forwarder.remote.steps import held, known_homes, wait, write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from home_forwarder.remote.steps import Port, Relay
 
 GO_ON = ("restart", "start")
 """Steps after which it goes on if they fail: one broken relay keeps no other down."""

@@ -9,37 +9,30 @@ Standard library of Python 3.9.
 
 from __future__ import annotations
 
-import base64
 import glob
 import json
 import lzma
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 
-from home_forwarder.remote.steps import (
-    Failed,
-    Port,
-    Relay,
-    held,
-    known_homes,
-    run,
-    wait,
-    write,
-)
+from home_forwarder.remote.installing import install
+from home_forwarder.remote.running import Failed, run
+from home_forwarder.remote.steps import held, known_homes, wait, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # only for a type checker, which knows the name
+    from collections.abc import Callable
     from typing import Any, TypedDict
+
+    from home_forwarder.remote.steps import Port, Relay
 
     class Job(TypedDict, total=False):
         """What home_forwarder/user_data.py wants to be done; not all of it is in each mode."""
 
         host: str
         install: dict[str, Any]
-        programs: dict[str, str]
         apply: dict[str, Any]
         pull: list[str]
         enable: list[str]
@@ -47,14 +40,14 @@ if TYPE_CHECKING:  # only for a type checker, which knows the name
 
 UNIT = "home-forwarder-boot.service"
 DIRECTORY = "/var/lib/home-forwarder-boot"  # DIRECTORY in home_forwarder/user_data.py
-JOB = f"{DIRECTORY}/job"
+JOB = f"{DIRECTORY}/job"  # packed by lzma
 NOTE = f"{DIRECTORY}/note"  # "begun": writing files; "done": never again
 CONF = "/etc/home-forwarder.conf"
 LEFT = "this VPS has been deployed already; it is left as it is"
-PYTHON = [sys.executable, "-IS", "-c"]
 GIVE_UP = 1800  # seconds for one step; then again at the next boot
-PAUSES = (5, 10, 20, 30)  # seconds between attempts, then the last one again and again
-LOCKED = 60  # seconds to wait for a package manager that others use, before that is said
+PAUSE_AT_FIRST = 5  # seconds between attempts; then twice as long each time, up to
+PAUSE_AT_LAST = 30
+LOCKED = 60  # seconds to wait for who deploys, before that is said
 
 
 def say(text: str) -> None:
@@ -62,41 +55,37 @@ def say(text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
 
 
-def until_it_works(what: str, step: Callable[[], int | None]) -> int:
+def until_it_works(what: str, step: Callable[[Job], int | None], job: Job) -> int:
     """Raises: Failed when it has not worked for GIVE_UP."""
     give_up = time.monotonic() + GIVE_UP
-    pauses = list(PAUSES)
+    pause = PAUSE_AT_FIRST
     while True:
         try:
-            return step() or 0
+            return step(job) or 0
         except Failed as failure:
-            pause = pauses.pop(0) if len(pauses) > 1 else pauses[0]
             if time.monotonic() + pause > give_up:
                 raise
             say(f"could not {what}, will try again in {pause} s: {failure}")
             time.sleep(pause)
+            pause = min(pause * 2, PAUSE_AT_LAST)
 
 
-def install(job: Job) -> None:
+def install_packages(job: Job) -> None:
     """Install what is missing."""
-    what = json.dumps({**job["install"], "patience": LOCKED})
-    program = [*PYTHON, job["programs"]["packages.py"]]
-    said = json.loads(run(program, what, name="installing the packages").splitlines()[-1])
-    for warning in said.get("warnings", ()):
+    installed, warnings = install(**job["install"])
+    for warning in warnings:
         say(warning)
-    if "installed" not in said:
-        raise Failed(said.get("waiting") or said["failed"])
-    if said["installed"]:
-        say(f"installed {', '.join(said['installed'])}")
+    if installed:
+        say(f"installed {', '.join(installed)}")
 
 
-def say_host_keys() -> None:
+def say_host_key(path: str) -> None:
     """What an operator compares with what ssh asks at the first contact."""
-    for path in sorted(glob.glob("/etc/ssh/ssh_host_*_key.pub")):
-        try:
-            say("ssh host key: " + run(["ssh-keygen", "-lf", path]).strip())
-        except Failed as failure:
-            say(str(failure))
+    say("ssh host key: " + run(["ssh-keygen", "-lf", path]).strip())
+
+
+def pull(job: Job) -> None:
+    say(run(job["pull"]))
 
 
 def apply(job: Job) -> int:
@@ -111,9 +100,9 @@ def apply(job: Job) -> int:
     say(f"wrote {len(todo['write'])} files and links")
     troubles = 0
     for command in todo["systemctl"]:
-        troubles += tried(partial(run, ["systemctl", *command]))
+        troubles += tried(run, ["systemctl", *command])
     homes = known_homes(*todo["addresses"])
-    troubles += tried(partial(wait, todo["relays"], homes, listening))
+    troubles += tried(wait, todo["relays"], homes, listening)
     wanted_homes = [relay["home"] for relay in todo["relays"]]
     ready = sum(home in homes for home in wanted_homes)
     say(f"{ready} of {len(wanted_homes)} forwards have an address to forward to")
@@ -122,10 +111,10 @@ def apply(job: Job) -> int:
     return troubles
 
 
-def tried(step: Callable[[], object]) -> bool:
+def tried(step: Callable[..., object], *arguments: object) -> bool:
     """Did it fail? What failed has been said then."""
     try:
-        step()
+        step(*arguments)
     except Failed as failure:
         say(str(failure))
         return True
@@ -134,20 +123,13 @@ def tried(step: Callable[[], object]) -> bool:
 
 def listening(relays: list[Relay]) -> set[Port]:
     """Who listens where. That it is the relays is beyond doubt: nobody else is here yet."""
-    there = set()
+    there: set[tuple[str, int]] = set()
     for protocol, state in ("tcp", "0A"), ("udp", "07"):
         for path in glob.glob(f"/proc/net/{protocol}*"):
             with open(path) as file:
-                for line in file.readlines()[1:]:
-                    fields = line.split()
-                    if fields[3] == state:
-                        there.add((protocol, int(fields[1].rpartition(":")[2], 16)))
-    return {
-        (relay["unit"], protocol, port)
-        for relay in relays
-        for protocol, port in there
-        if protocol == relay["protocol"]
-    }
+                ports = re.findall(rf":(\w+) \w+:\w+ {state} ", file.read())
+            there |= {(protocol, int(port, 16)) for port in ports}
+    return {(relay["unit"], *each) for relay in relays for each in there}
 
 
 def read_note() -> str:
@@ -173,21 +155,22 @@ def clean_up() -> None:
 
 def work() -> bool:
     """True if all is well now. Raises: Failed if there is more to do."""
-    with open(JOB) as file:
-        job: Job = json.loads(lzma.decompress(base64.b85decode(file.read().strip())))
+    with lzma.open(JOB) as file:
+        job: Job = json.load(file)
     if read_note() == "done":  # the provider calls it a new instance
         say(LEFT)
         return True
     say(f"first boot as {job['host']}")
-    say_host_keys()
-    until_it_works("install the packages", lambda: install(job))
+    for path in sorted(glob.glob("/etc/ssh/ssh_host_*_key.pub")):
+        tried(say_host_key, path)
+    until_it_works("install the packages", install_packages, job)
     troubles = 0
     if "pull" in job:
-        until_it_works("deploy", lambda: say(run(job["pull"])))
+        until_it_works("deploy", pull, job)
     elif os.path.exists(CONF) and read_note() != "begun":  # somebody was faster than a late mirror
         say(LEFT)
     else:
-        troubles = until_it_works("change this VPS", lambda: apply(job))
+        troubles = until_it_works("change this VPS", apply, job)
     for unit in job.get("enable", ()):
         run(["systemctl", "enable", "--now", unit])
     write_note("done")

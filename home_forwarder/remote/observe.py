@@ -16,12 +16,12 @@ import json
 import os
 import pwd
 import re
-import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+from home_forwarder.remote.installed import missing
 from home_forwarder.remote.sockets import listeners, processes
 
 MASK = "/dev/null"
@@ -183,29 +183,6 @@ def environment(unit: str, pid: str | None, pattern: str, keys: list[str]) -> di
 # ---- The rest --------------------------------------------------------------------------------
 
 
-def satisfied(packages: list[dict[str, str]]) -> list[str]:
-    """Names of the packages that are installed, or that something else does as well for."""
-    if not packages:
-        return []
-    names, mark = [each["name"] for each in packages], "installed"
-    there = output("dpkg-query", "-W", "-f", "${Package}${db:Status-Status}\n", *names).split()
-    if not shutil.which("apt-get"):
-        names, mark = [each.get("rpm") or each["name"] for each in packages], ""
-        there = output("rpm", "-q", "--qf", "%{NAME}\n", *names).splitlines()
-    return [
-        each["name"]
-        for name, each in zip(names, packages)
-        if name + mark in there or does(each.get("unless") or "false")
-    ]
-
-
-def does(shell_command: str) -> bool:
-    """Does a command of sh end well?"""
-    command = ["/bin/sh", "-c", shell_command]
-    quiet = subprocess.DEVNULL
-    return not subprocess.run(command, stdout=quiet, stderr=quiet, check=False).returncode
-
-
 def basis_of(*what: object) -> str:
     """What tells whether a VPS is still as it was when somebody decided what to do there: a word each."""
     return " ".join(
@@ -227,6 +204,7 @@ def main() -> None:
     loaded, started = times(set(question["readers"].values()))
     owners = owners_of(question)
     where, address = question["addresses"]
+    lacking = missing(question["packages"])
     files_there, units_there = files(question, loaded, started), units(question, owners)
     print(
         json.dumps(
@@ -237,7 +215,7 @@ def main() -> None:
                 "masked": masked(question["units_directory"], question["unit_glob"]),
                 "units": units_there,
                 "listeners": listeners(question["ports"], owners),
-                "packages": satisfied(question["packages"]),
+                "packages": [each["name"] for each in question["packages"] if each not in lacking],
                 "addresses": dict(re.findall(address, text_of(where))),
                 "texts": {path: text_of(path) for path in question["texts"]},
                 "own_addresses": [

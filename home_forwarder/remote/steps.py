@@ -11,44 +11,20 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Callable
-from typing import Any
+
+from home_forwarder.remote.running import Failed, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # only for a type checker, which knows the name
+    from collections.abc import Callable
+    from typing import Any
+
+    Relay = dict[str, Any]
+    Port = tuple[str, str, int]
 
 SECONDS = 5.0  # without a further relay that listens, until the rest is given up
 PAUSE = 0.05
-PATIENCE = 1800  # seconds for one command
-SHOWN = 12  # lines of a failed command
-
-Relay = dict[str, Any]
-Port = tuple[str, str, int]
-
-
-class Failed(Exception):
-    """A step failed; the text says why."""
-
-
-def run(command: list[str], input: str | None = None, name: str = "") -> str:
-    """What a command prints. Raises: Failed with its name, if it has one, and its last lines."""
-    name = name or " ".join(command[:3])
-    try:
-        result = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            input=input,
-            stdin=None if input else subprocess.DEVNULL,
-            timeout=PATIENCE,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Failed(f"{name}: {str(error)[:200]}") from None
-    if result.returncode:
-        last = "\n    ".join(result.stdout.strip().splitlines()[-SHOWN:])
-        raise Failed(f"{name} ended with {result.returncode}:\n    {last}")
-    return result.stdout
 
 
 def held(path: str, who: str, patience: float) -> str:

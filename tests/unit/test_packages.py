@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """packages.py, which installs what is missing, with tools of our own: what it makes of what they say.
+The first boot does the same, but for waiting (installing.py).
 
 apt is tried for real in tests/lab/test_packages.py. There is no system with dnf in the lab: what is
 known of it here is from its manual.
@@ -144,11 +145,16 @@ def test_dnf_is_busy(system: System) -> None:
 
 
 def test_apt_was_faster(system: System) -> None:
-    """The lock was free when we looked, and taken when apt-get did."""
+    """The lock was free when we looked, and taken when apt-get did. With older lists it may do."""
     line = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 5 (x)"
-    for step in ("update", "install"):
-        system.apt(**{step: f"echo '{line}' >&2; exit 100"})
-        assert system.run(SOCAT) == {"waiting": line}
+    locked = f"echo '{line}' >&2; exit 100"
+    system.apt(install=locked)
+    assert system.run(SOCAT) == {"waiting": line}
+    system.apt(update=locked, install="echo 'E: no socat'; exit 100")
+    assert system.run(SOCAT) == {"waiting": line}
+    assert " -oDPkg::Lock::Timeout=30 " in system.calls[-1]
+    system.apt(update=locked)
+    assert system.run(SOCAT)["warnings"] == [f"apt-get update ended with 100:\n    {line}"]
 
 
 def test_what_counts_is_what_is_there(system: System) -> None:
@@ -186,7 +192,9 @@ def test_a_service_is_held_while_its_package_comes(system: System) -> None:
     assert system.run(SOCAT, web, services=services)["installed"] == []
     assert system.calls[4:] == ["services release"]
     (system.directory / "installed").write_text("")
-    assert system.run(web, services="raise SystemExit('no room')") == {"failed": "no room"}
+    assert system.run(web, services="raise SystemExit('no room')") == {
+        "failed": "hold services ended with 1:\n    no room"
+    }
     assert system.calls[-1].startswith("apt-get update ")
 
 
