@@ -111,7 +111,7 @@ def without_comments(source: str) -> str:
         if token.type == tokenize.COMMENT and number > 2:
             lines[number - 1] = lines[number - 1][:column].rstrip()
     for node in tree.body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if ast.unparse(node).startswith(("if TYPE_CHECKING:", "TYPE_CHECKING = ")):
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                 lines[number - 1] = ""
     for number, start, end in sorted(_annotations(tree, lines), reverse=True):

@@ -182,6 +182,9 @@ class Bare(ast.NodeTransformer):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         return ast.Assign([node.target], node.value) if node.value else node
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        return None if ast.unparse(node) == "TYPE_CHECKING = False" else node
+
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
@@ -247,7 +250,6 @@ def g(
     assert without_comments(source).splitlines() == [
         "#!/usr/bin/python3",
         "# SPDX-License-Identifier: GPL-3.0-or-later",
-        "TYPE_CHECKING = False",
         "X = 1",
         "Y: dict[str, int]",
         "class Made:",

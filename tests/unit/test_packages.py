@@ -134,10 +134,11 @@ def test_dnf_fails(system: System) -> None:
 
 def test_dnf_is_busy(system: System) -> None:
     """It says so with 200 and exit_on_lock; that is waited for."""
-    system.dnf(makecache="[ -e free ] || exit 200")
+    system.dnf(makecache="exit 200", install="exit 200")
     assert system.run(SOCAT) == {"waiting": "dnf is locked by another one"}
     assert "--setopt=exit_on_lock=1" in system.calls[0]
-    system.dnf(makecache='[ "$(cat n)" = xxx ] || { printf x >>n; exit 200; }')
+    free = '[ "$(cat n)" = xxx ] || exit 200; echo socat >>installed'
+    system.dnf(makecache="printf x >>n", install=free)
     assert system.run(SOCAT, patience=20)["installed"] == ["socat"]
 
 
