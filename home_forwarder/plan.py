@@ -33,7 +33,7 @@ class Package:
 
     @property
     def job(self) -> dict[str, str]:
-        """As home_forwarder/remote/packages.py reads it."""
+        """As home_forwarder/remote/installed.py reads it."""
         return {key: value for key, value in asdict(self).items() if value}
 
 

@@ -14,13 +14,13 @@ import os
 import shutil
 import sys
 
-from home_forwarder.remote.installed import Package, missing, names
+from home_forwarder.remote.installed import missing, names
 from home_forwarder.remote.running import Failed, run
 
 # For each: what brings its lists up to date, and what installs. Nobody is there to be asked: conffiles
-# of the admin stay, and a repository that was renamed is not accepted. For dpkg that others use, apt-get
-# waits by itself; for its other locks nobody does.
-APT = "--no-install-recommends -oDpkg::Options::=--force-confold -oDPkg::Lock::Timeout=30"
+# of the admin stay, and a repository that was renamed is not accepted.
+# Neither waits for others who use it (apt-get would not say who, with DPkg::Lock::Timeout): try again.
+APT = "--no-install-recommends -oDpkg::Options::=--force-confold"
 DNF = "-q -y --setopt=exit_on_lock=1"
 MANAGERS = {
     "apt-get": ("update -qq", f"install -qq -y {APT}"),
@@ -31,7 +31,7 @@ MANAGERS = {
 }
 
 
-def install(packages: list[Package], services: str = "") -> tuple[list[str], list[str]]:
+def install(packages: list[dict[str, str]], services: str = "") -> tuple[list[str], list[str]]:
     """Make sure that packages are there.
 
     services: the text of services.py, if a package may have a service.

@@ -283,6 +283,7 @@ def test_the_programs_are_ours() -> None:
     job = job_of(bake())
     assert bare(job["program"]) == bare(sent_source_of("first_boot.py"))
     compile(job["program"], "first_boot.py", "exec")
+    assert job["program"].count("class Failed(") == 1  # of two that import it
     assert files(pull())["/opt/home-forwarder/pull"]["content"] == sent_source_of("pull.py")
     assert f'DIRECTORY = "{DIRECTORY}"' in job["program"]
     assert f'UNIT = "{UNIT}"' in job["program"]
