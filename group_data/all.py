@@ -74,3 +74,6 @@ unresolved_after = 1800
 
 # False: do not look the homes up from here before a deploy.
 preflight = True
+
+# False: do not try from the VPS, after a deploy, whether the homes answer.
+reach = True

@@ -87,21 +87,21 @@ class Observed:
 
         Raises: TypeError if it is of another shape.
         """
-        made: Observed = _made(cls, data)
-        return made
+        observed: Observed = made(cls, data)
+        return observed
 
 
-def _made(kind: Any, value: Any) -> Any:
+def made(kind: Any, value: Any) -> Any:
     """A value of JSON as one of this type, and of no other. Raises: TypeError."""
     origin, of = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         types = get_type_hints(kind)
         # Of a key that is too many, or missing, __init__ says which it is.
-        return kind(**{key: _made(types.get(key, Any), each) for key, each in value.items()})
+        return kind(**{key: made(types.get(key, Any), each) for key, each in value.items()})
     if origin is tuple and isinstance(value, list):
-        return tuple(_made(of[0], each) for each in value)
+        return tuple(made(of[0], each) for each in value)
     if origin is Mapping and isinstance(value, dict):
-        return {key: _made(of[1], each) for key, each in value.items()}
+        return {key: made(of[1], each) for key, each in value.items()}
     if kind is Any or type(value) in (of if origin is UnionType else (kind,)):
         return value
     raise TypeError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")

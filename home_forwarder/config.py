@@ -32,6 +32,7 @@ class Config(Model):
     check_interval: Annotated[int, whole_number("an interval", 10, 86400, "of seconds")] = 60
     unresolved_after: Annotated[int, whole_number("a time", 60, 604800, "of seconds")] = 1800
     preflight: Annotated[bool, BeforeValidator(parse_switch)] = True
+    reach: Annotated[bool, BeforeValidator(parse_switch)] = True
     remove_state: Annotated[bool, BeforeValidator(parse_switch)] = False
     ssh_port: Annotated[int, whole_number("a port", 1, 65535)] = 22
 

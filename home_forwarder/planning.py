@@ -18,7 +18,8 @@ from home_forwarder.render import render
 
 UNFINISHED = ".home-forwarder-new"
 """Ends the name of a file that a deploy is just writing; it is renamed when all are written."""
-ADDRESSES = "/etc/home-address-ipv6"
+ADDRESSES = ("/etc/home-address-ipv6", r"(?m)^HOME_IPV6_ADDRESS_(\d+)=(\S+)$")
+"""Where the known addresses are, and an expression that finds INDEX and address."""
 
 PARTS = (addresses.OURS, forwards.OURS, notify.OURS)
 OURS = Ours(
@@ -90,7 +91,7 @@ def question(plan: Plan) -> dict[str, object]:
         "ports": [
             [listen.protocol, listen.ports.first, listen.ports.last] for listen in plan.listens
         ],
-        "addresses": [ADDRESSES, r"(?m)^HOME_IPV6_ADDRESS_(\d+)=(\S+)$"],
+        "addresses": [*ADDRESSES],
         "texts": [CONF],
     }
 

@@ -18,6 +18,7 @@ from operations.data import WrongData, config_of
 from operations.facts import NotSeen, seen_first
 from operations.packages import install_packages
 from operations.preflight import warn_about_names
+from operations.reach import warn_about_ways
 from operations.sending import lines_of
 from operations.system import match_plan, remove_state
 
@@ -36,6 +37,8 @@ def deploy() -> None:
         _say_what_goes(plan)
     install_packages(name="Install the packages", packages=plan.packages, seen=seen)
     match_plan(name="Make this VPS as declared", plan=plan)
+    if config.reach:
+        warn_about_ways(name="See whether the homes answer", config=config)
 
 
 def take_away() -> None:

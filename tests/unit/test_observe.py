@@ -43,7 +43,7 @@ RELAY = "home-tcpforwarder-46-to-6@12:80.service"
 def below(root: Path, plan: Plan) -> dict[str, Any]:
     """What a VPS is asked, for one whose file system begins at `root`."""
     asked = question(plan)
-    where, expression = ADDRESSES, asked["addresses"][1]  # type: ignore[index]
+    where, expression = ADDRESSES
     return {
         **asked,
         "files": [[f"{root}{directory}", each] for directory, each in OWNED_FILES],
@@ -270,7 +270,7 @@ def test_files(asked: dict[str, Any], tmp_path: Path) -> None:
 def test_what_the_files_say(asked: dict[str, Any], tmp_path: Path) -> None:
     """The homes' addresses, and the conf as it is, whatever is in it."""
     (tmp_path / "etc").mkdir()
-    (tmp_path / ADDRESSES.lstrip("/")).write_text(
+    (tmp_path / ADDRESSES[0].lstrip("/")).write_text(
         "# HOME_IPV6_ADDRESS_9=x\nHOME_IPV6_ADDRESS_0=2001:db8::1\nHOME_IPV6_ADDRESS_12=2001:db8::2\n"
         "HOME_IPV6_ADDRESS_3=\nXHOME_IPV6_ADDRESS_4=x\n"
     )
