@@ -19,10 +19,6 @@ from home_forwarder.planning import ADDRESSES
 
 SECONDS = 3
 """For all homes together; a lost packet is sent again after 1 s."""
-PROVIDER = (
-    "nothing on the VPS is seen to drop it, so a firewall of the provider does (its panel may call it a"
-    " security group or network firewall): let {} in there"
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Finding:
     """Rules of the VPS that a client's first packet meets."""
 
     what: str
-    """drop; taken if they send it elsewhere."""
+    """drop; taken if they send it elsewhere; some if they drop it under a condition."""
     who: str
     """nft, iptables, ip6tables, ufw or firewalld."""
     where: str
@@ -81,9 +77,7 @@ def ends_of(forward: Forward) -> list[int]:
 
 def ways_of(config: Config) -> list[tuple[int, str, int]]:
     """What is tried from the VPS: INDEX of the home, protocol, port there; each once."""
-    return list(
-        dict.fromkeys(way for forward in config.forwards for way in _ways(config, forward))
-    )
+    return list(dict.fromkeys(way for forward in config.forwards for way in _ways(config, forward)))
 
 
 def ports_of(config: Config) -> list[tuple[int, str, int]]:
@@ -182,79 +176,93 @@ def _said(error: str) -> str:
 # ---- From a client to the VPS ----------------------------------------------------------------
 
 
-def findings_of(
-    config: Config, reached: Reached, forward: Forward, families: Sequence[int] = (4, 6)
-) -> list[tuple[tuple[int, str, int], Finding]]:
-    """What the VPS's own rules do to clients of a forward: family, protocol and port, and the rules."""
-    found = zip(ports_of(config), reached.ports, strict=True)
-    ours = [port for port in _ports(forward) if port[0] in families]
-    return [(port, each) for port, findings in found if port in ours for each in findings]
+@dataclass(frozen=True)
+class Obstacle:
+    """What rules of the VPS do to the clients of a forward."""
 
+    finding: Finding
+    protocol: str
+    families: tuple[int, ...]
+    ports: tuple[int, ...]
 
-def obstacles_of(config: Config, reached: Reached, forward: Forward) -> list[Trouble]:
-    """What surely keeps clients from a forward, on the VPS itself."""
-    families: dict[tuple[str, str, Finding], list[int]] = {}
-    for (family, protocol, port), finding in findings_of(config, reached, forward):
-        if finding.sure:
-            families.setdefault((protocol, str(port), finding), []).append(family)
-    return [
-        (
-            f"{_what(finding)} {protocol} {port} over {' and '.join(f'IPv{f}' for f in of)}",
-            remedy_of(finding, protocol, port),
+    @property
+    def what(self) -> str:
+        """In words, without the forward's name."""
+        who, where = self.finding.who, self.finding.where
+        place = f"{who} ({where})" if who in ("ufw", "firewalld") else f"{who}, {where},"
+        does = {
+            "drop": "drops what clients send",
+            "taken": "takes away what clients send, by a DNAT rule",
+            "some": "drops what clients send under some condition",
+        }[self.finding.what]
+        over = " and ".join(f"IPv{family}" for family in self.families)
+        return f"{place} {does} over {over}"
+
+    @property
+    def remedy(self) -> str:
+        """What an admin does about it."""
+        who, protocol, port = self.finding.who, self.protocol, self.ports[0]
+        if self.finding.what == "taken":
+            return (
+                f"take that rule away or forward another port; a container that publishes {protocol} port"
+                f" {port} makes one, too"
+            )
+        if who == "ufw":
+            return f"on the VPS: ufw allow {port}/{protocol}"
+        if who == "firewalld":
+            return (
+                f"on the VPS: firewall-cmd --permanent --add-port={port}/{protocol}, then firewall-cmd"
+                " --reload"
+            )
+        if who == "nft":
+            return (
+                "in that chain, before what drops, and where the rules are kept (/etc/nftables.conf):"
+                f" {protocol} dport {port} accept"
+            )
+        return (
+            f"on the VPS, and where the rules are kept: {who} -I INPUT -p {protocol} --dport {port} -j"
+            " ACCEPT"
         )
-        for (protocol, port, finding), of in families.items()
+
+
+def obstacles_of(
+    config: Config, reached: Reached, forward: Forward, families: Sequence[int] = (4, 6)
+) -> list[Obstacle]:
+    """What the VPS's own rules do, or may do, to the clients of a forward."""
+    found = dict(zip(ports_of(config), reached.ports, strict=True))
+    places: dict[Finding, list[tuple[int, int]]] = {}
+    for family, protocol, port in _ports(forward):
+        for finding in found[family, protocol, port] if family in families else ():
+            places.setdefault(finding, []).append((family, port))
+    return [
+        Obstacle(
+            finding,
+            forward.protocol,
+            tuple(dict.fromkeys(family for family, _ in where)),
+            tuple(dict.fromkeys(port for _, port in where)),
+        )
+        for finding, where in places.items()
     ]
 
 
-def _what(finding: Finding) -> str:
-    who = finding.who if finding.who in ("ufw", "firewalld") else f"{finding.who}'s"
-    place = f"{who} ({finding.where})" if who == finding.who else f"{who} {finding.where},"
-    return f"{place} {'drops' if finding.what == 'drop' else 'sends elsewhere, by a DNAT rule,'}"
-
-
-def remedy_of(finding: Finding, protocol: str, port: str) -> str:
-    """What an admin does about rules."""
-    if finding.what == "taken":
-        return (
-            f"take that rule away or forward another port; a container that publishes {protocol} port"
-            f" {port} makes one, too"
-        )
-    if finding.who == "ufw":
-        return f"on the VPS: ufw allow {port}/{protocol}"
-    if finding.who == "firewalld":
-        return (
-            f"on the VPS: firewall-cmd --permanent --add-port={port}/{protocol}, then firewall-cmd"
-            " --reload"
-        )
-    if finding.who == "nft":
-        return (
-            f"let it in where the rules are kept (/etc/nftables.conf), in that chain, before what drops:"
-            f" {protocol} dport {port} accept"
-        )
-    return (
-        f"on the VPS, and where the rules are kept: {finding.who} -I INPUT -p {protocol} --dport {port} -j"
-        " ACCEPT"
-    )
-
-
-def suspects_of(
-    config: Config, reached: Reached, forward: Forward, family: int
-) -> tuple[str, list[str]]:
-    """Who may drop what a client was seen to get no answer to: in a word, and what to do."""
+def suspects_of(config: Config, reached: Reached, forward: Forward, family: int) -> list[str]:
+    """Who may have dropped what a client of this family has sent, and what to do: a line each."""
     name = f"{forward.protocol} {forward.port}"
     if not reached.root:
-        return "a firewall", [f"without root it is not seen whose: let {name} in"]
-    found = findings_of(config, reached, forward, (family,))
-    if not found:
-        return "a firewall of the provider", [PROVIDER.format(name)]
+        return [f"a firewall; whose is not seen without root: let {name} in"]
+    obstacles = obstacles_of(config, reached, forward, (family,))
     lines = [
-        f"{'surely' if finding.sure else 'perhaps'} {_what(finding)} it; to mend it,"
-        f" {remedy_of(finding, protocol, str(port))}"
-        for (_, protocol, port), finding in found
+        f"{'surely' if each.finding.sure else 'perhaps'} {each.what}; to mend it: {each.remedy}"
+        for each in obstacles
     ]
-    if not any(finding.sure for _, finding in found):
-        lines.append(f"or a firewall of the provider: let {name} in there")
-    return "a firewall of the VPS", list(dict.fromkeys(lines))
+    if any(each.finding.sure for each in obstacles):
+        return lines
+    seen = "" if lines else ", since nothing on the VPS is seen to drop it"
+    return [
+        *lines,
+        f"a firewall of the provider{seen}: let {name} in there (its panel may call it security group or"
+        " network firewall)",
+    ]
 
 
 # ---- After a deploy --------------------------------------------------------------------------
@@ -277,10 +285,20 @@ def summary_of(config: Config, reached: Reached) -> str:
 
 def warnings(config: Config, reached: Reached) -> Iterator[str]:
     """What is not well, in sentences; what several forwards have in common is said once."""
-    for find in (troubles_of, obstacles_of):
-        names: dict[Trouble, list[str]] = {}
-        for forward in config.forwards:
-            for trouble in find(config, reached, forward):
-                names.setdefault(trouble, []).append(name_of(forward))
-        for (what, remedy), of in names.items():
-            yield f"{some_of(dict.fromkeys(of))}: {what}; {remedy}"
+    names: dict[Trouble, list[str]] = {}
+    rules: dict[str, list[tuple[str, Obstacle]]] = {}
+    for forward in config.forwards:
+        name = name_of(forward)
+        for trouble in troubles_of(config, reached, forward):
+            names.setdefault(trouble, []).append(name)
+        for obstacle in obstacles_of(config, reached, forward):
+            if obstacle.finding.sure:
+                rules.setdefault(obstacle.what, []).append((name, obstacle))
+    for (what, remedy), of in names.items():
+        yield f"{some_of(of)}: {what}; {remedy}"
+    for what, kept_out in rules.items():
+        likewise = ", and the others likewise" if len(kept_out) > 1 else ""
+        yield (
+            f"{some_of(name for name, _ in kept_out)}: {what}; to mend it,"
+            f" {kept_out[0][1].remedy}{likewise}"
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One VPS of the inventory: what it must look like, and what two remote commands say of it, however
+"""One VPS of the inventory: what it must look like, and what a few remote commands say of it, however
 much it forwards."""
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from home_forwarder.compare import Changes, Observed, compare, problems
 from home_forwarder.config import Config
 from home_forwarder.plan import File, Plan
 from home_forwarder.planning import make_plan
+from home_forwarder.reach import Reached
 from home_forwarder.render import sent_source_of
 from operations.backend import testinfra_host
 from operations.data import config_of
 from operations.facts import Question, state_call
+from operations.from_here import Tries, try_from_here
+from operations.reach import look
 from operations.sending import Call, NotUnderstood, run
 from operations.visit import NotReached
 
@@ -56,6 +59,10 @@ class Facts:
     """By unit."""
     remote: TestinfraHost = field(repr=False)
     """For what else is to be asked."""
+    reached: Reached | None = None
+    """The way to the homes, and in; None if nobody wanted to know."""
+    from_here: Tries = field(default_factory=dict)
+    """What came of trying the forwards from this machine."""
 
     def journal(self, unit: str) -> list[str]:
         """The last lines of a unit's journal, for a message."""
@@ -88,9 +95,12 @@ class Target:
         config = config_of(host)
         return cls(host.name, config, make_plan(config))
 
-    def gather(self, state: State, host: Host) -> Facts:
+    def gather(
+        self, state: State, host: Host, *, reach: bool = True, from_here: bool = False
+    ) -> Facts:
         """Look at the VPS, which is connected to.
 
+        reach: see whether the homes answer it, too. from_here: try its forwards as a client does.
         Raises: NotReached, NotUnderstood; what else operations.sending.run() raises.
         """
         seen = self._observe(state, host)
@@ -101,7 +111,19 @@ class Target:
         if more.pop("waited"):
             seen = self._observe(state, host)
         processes = {unit: Process(**each) for unit, each in more.pop("processes").items() if each}
-        return Facts(seen=seen, processes=processes, remote=testinfra_host(state, host), **more)
+        reached, tries = None, {}
+        if self.config.forwards and (reach or from_here):
+            reached = look(state, host, self.config)
+        if reached and from_here:
+            tries = try_from_here(state, host, self.config, self.plan, reached)
+        return Facts(
+            seen=seen,
+            processes=processes,
+            remote=testinfra_host(state, host),
+            reached=reached,
+            from_here=tries,
+            **more,
+        )
 
     def _observe(self, state: State, host: Host) -> Observed:
         call = state_call(Question(self.plan))

@@ -7,7 +7,7 @@ Of a VPS that cannot be reached only the first check remains, which fails and sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from pyinfra.context import ctx_state
 from testinfra.host import Host as TestinfraHost
 
 from home_forwarder.plan import Plan
+from home_forwarder.reach import name_of
 from operations.data import WrongData, check_all
+from operations.from_here import of_families
 from operations.inventory import load_inventory
+from operations.results import Results
 from operations.target import Facts, Target, Vps
 from operations.visit import NotReached, Visit, visit
 
@@ -29,13 +32,30 @@ ITEMS: dict[str, Callable[[Target], Mapping[str, Any]]] = {
     "link": lambda target: {link.path: link for link in target.plan.links},
     "unit": lambda target: {unit: unit for unit in target.plan.running},
     "relay": lambda target: {relay.unit: relay for relay in target.plan.relays},
+    "forward": lambda target: {name_of(each): each for each in target.config.forwards},
+    "way_in": lambda target: {name_of(each): each for each in target.config.forwards},
+    "entry": lambda target: {
+        f"{name_of(each)} over IPv{family}": (each, family)
+        for each, family in of_families(target.config)
+    },
     "home": lambda target: {target.config.numbered[n].name: n for n in _used_homes(target.plan)},
 }
 """What a check can be about, besides a whole VPS: by the argument's name, its id and its value."""
 
+REACH, WAY_IN, FROM_HERE = "forward", "way_in", "entry"
+"""What the checks are about that see whether it works; all others compare."""
+GROUPS = {
+    "": "as declared",
+    REACH: "its homes answer",
+    WAY_IN: "its rules let clients in",
+    FROM_HERE: "reached from here",
+}
+"""What the line at the end tells apart."""
+
 _inventory = pytest.StashKey[Inventory]()
 _targets = pytest.StashKey[dict[str, Target]]()
 _visit = pytest.StashKey[Visit[Facts]]()
+_results = pytest.StashKey[Results]()
 
 
 def _used_homes(plan: Plan) -> list[int]:
@@ -62,6 +82,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="verify only this host of the inventory; may be repeated",
     )
+    group.addoption(
+        "--no-reach",
+        action="store_true",
+        help="do not try from the VPSes whether their homes answer",
+    )
+    group.addoption(
+        "--from-here",
+        action="store_true",
+        help="try each forward from this machine as well, as a client would; UDP gets a few datagrams",
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -87,6 +117,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(f"wrong data; no host was contacted:{lines}") from None
     config.stash[_inventory] = inventory
     config.stash[_targets] = {host.name: Target.of(host) for host in chosen}
+    config.stash[_results] = Results(host.name for host in chosen)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -121,9 +152,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Look at the VPSes; of one that cannot be reached only the first check remains."""
     if config.getoption("collectonly") or not is_asked_for(config):
         return
+    reach, from_here = not config.getoption("no_reach"), config.getoption("from_here")
+    wanted = {REACH: reach, WAY_IN: reach, FROM_HERE: from_here}
+    items[:] = [item for item in items if wanted.get(_kind_of(item), True)]
+    kinds = {_kind_of(item) for item in items}
     chosen = {target.name: target for target in map(_target_of, items) if target}
     found = visit(
-        config.stash[_inventory], chosen, lambda state, host: chosen[host.name].gather(state, host)
+        config.stash[_inventory],
+        chosen,
+        lambda state, host: chosen[host.name].gather(
+            state, host, reach=bool(kinds & {REACH, WAY_IN}), from_here=FROM_HERE in kinds
+        ),
     )
     config.stash[_visit] = found
     for sentence in found.told:
@@ -139,6 +178,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hopeless:
         config.hook.pytest_deselected(items=list(hopeless))
         items[:] = [item for item in items if item not in hopeless]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember how a check of ours ended, for the end."""
+    report = yield
+    target = _target_of(item)
+    ours = "host" not in getattr(item, "fixturenames", ())
+    if target and ours and (report.when == "call" or report.outcome != "passed"):
+        kind = _kind_of(item)
+        group = kind if kind in GROUPS else ""
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        reason = why.removeprefix("Skipped: ")
+        item.config.stash[_results].add(target.name, group, report.outcome, reason)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A line for each VPS: as declared, reaching its homes, reached from here (promise 18)."""
+    if not is_asked_for(config) or config.getoption("collectonly"):
+        return
+    left_out = "--no-reach" if config.getoption("no_reach") else ""
+    reasons = {
+        REACH: left_out,
+        WAY_IN: left_out,
+        FROM_HERE: "" if config.getoption("from_here") else "--from-here would",
+    }
+    terminalreporter.ensure_newline()
+    for text, is_well in config.stash[_results].lines(GROUPS, reasons):
+        terminalreporter.write_line(text, green=is_well, yellow=not is_well)
+
+
+def _kind_of(item: pytest.Item) -> str:
+    """What a check is about, besides a VPS: a key of ITEMS, or nothing."""
+    names = getattr(item, "fixturenames", ())
+    return next((kind for kind in ITEMS if kind in names), "")
 
 
 def _tell(config: pytest.Config, sentence: str) -> None:

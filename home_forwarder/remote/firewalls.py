@@ -95,8 +95,11 @@ class Table:
         return iptables_rule(rule, packet, self.chains)
 
     def fates(self, chain: str, packet: Packet, depth: int = 0) -> dict[str, str]:
-        """What may become of a packet in a chain, each with the chain in which it does; "" is that it
-        comes out at the end. Of more than one, none is sure."""
+        """What may become of a packet in a chain, each with the chain in which it does.
+
+        The verdicts of a rule; "" is that it comes out at the end; "some" that a rule drops it under a
+        condition, and others not. Of the rest, more than one means that none is sure.
+        """
         found: dict[str, str] = {}
         if depth > DEEPEST or chain not in self.chains:
             return {"?": chain}
@@ -108,6 +111,8 @@ class Table:
                 outcomes = self.fates(rule.to, packet, depth + 1)
             else:
                 outcomes = {"" if rule.verdict == "return" else rule.verdict: chain}
+            if rule.match is None and "drop" in outcomes:  # an address that is banned, a limit
+                outcomes["some"] = outcomes.pop("drop")
             goes_on = rule.verdict == "jump" and "" in outcomes
             found.update(
                 {
@@ -242,7 +247,7 @@ def nft_match(match: dict[str, Any], packet: Packet, sets: dict[str, Any]) -> bo
         elif key == "protocol":
             found = is_in("ip" if packet.family == 4 else "ip6", values)
         elif key in ("iif", "iifname"):
-            found = False if values == "lo" else None
+            found = comes_by(values) if isinstance(values, str) else None
     elif kind == "ct":
         if what.get("key") == "state":
             found = is_in("new", values)
@@ -251,6 +256,31 @@ def nft_match(match: dict[str, Any], packet: Packet, sets: dict[str, Any]) -> bo
     elif kind == "fib" and what.get("result") == "type":
         found = is_in("local", values)
     return opposite(found) if match["op"] == "!=" else found
+
+
+def outward() -> set[str]:
+    """The interfaces with a default route."""
+    found = set()
+    for path, zeros, position in (("route", "0" * 8, 1), ("ipv6_route", "0" * 32, 0)):
+        try:
+            with open(f"/proc/net/{path}") as file:
+                lines = [line.split() for line in file]
+        except OSError:
+            continue
+        for words in lines:
+            name = words[0] if position else words[-1]
+            is_default = words[position] == zeros and words[7 if position else 1].strip("0") == ""
+            if is_default and name != "lo":
+                found.add(name)
+    return found
+
+
+def comes_by(interface: str) -> bool | None:
+    """Does a client come in by this one? None if it is not known by which."""
+    names = outward()
+    if interface == "lo" or interface in names:
+        return interface != "lo"
+    return False if names and not interface.endswith(("*", "+")) else None
 
 
 def is_in(value: int | str, values: Any) -> bool | None:
@@ -329,7 +359,7 @@ def iptables_match(option: str, value: str, packet: Packet, negated: bool) -> bo
         return "NEW" in value.split(",")
     if option == "-i":
         # A client comes from outside: not from lo, and hardly from what a rule excludes.
-        return False if negated or value == "lo" else None
+        return False if negated else comes_by(value)
     if option == "--dst-type":
         return value == "LOCAL"
     if option == "--syn":
@@ -342,9 +372,7 @@ def iptables_match(option: str, value: str, packet: Packet, negated: bool) -> bo
 
 def all_tables() -> Iterator[Table]:
     of_iptables = [
-        table
-        for tool, family in IPTABLES.items()
-        for table in iptables_tables(said(tool), family)
+        table for tool, family in IPTABLES.items() for table in iptables_tables(said(tool), family)
     ]
     yield from of_iptables
     for table in nft_tables(said("nft", "-j", "list", "ruleset")):
@@ -360,8 +388,11 @@ def owner_of(table: Table, has_ufw: bool) -> str:
 
 
 def findings(packets: list[Packet]) -> list[list[dict[str, Any]]]:
-    """What on this VPS drops each of these packets, or takes it elsewhere: "what" (drop, taken), "who" (nft,
-    iptables, ip6tables, ufw, firewalld), "where", and whether that is "sure"."""
+    """What on this VPS drops each of these packets, or takes it elsewhere.
+
+    "what": drop, taken, or some if it is dropped under a condition. "who": nft, iptables, ip6tables, ufw,
+    firewalld. "where": its table and chain. "sure": nothing before lets it in, as far as is understood.
+    """
     tables = list(all_tables())
     has_ufw = "Status: active" in said("ufw", "status")
     found: list[list[dict[str, Any]]] = []
@@ -378,9 +409,9 @@ def findings(packets: list[Packet]) -> list[list[dict[str, Any]]]:
                         "what": what,
                         "who": owner_of(table, has_ufw),
                         "where": f"table {table.name}, chain {fates[what]}",
-                        "sure": len(fates) == 1,
+                        "sure": set(fates) - {"some"} == {what},
                     }
-                    for what in ("taken", "drop")
+                    for what in ("taken", "drop", "some")
                     if what in fates
                 ]
     return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from home_forwarder.planning import question
 from home_forwarder.relay_programs import package_names
 from home_forwarder.render import sent_source_of
 from lab import Lab
+from lab.checkout import Checkout
 from lab.vps import Vps
 
 TCP, UDP = 44444, 33333
@@ -89,3 +92,38 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         assert line, said
         said += line
     return said
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verification said."""
+
+    status: int
+    failed: dict[str, str]
+    """Messages by id."""
+    skipped: dict[str, str]
+    """Reasons by id."""
+    passed: int
+    output: str
+
+
+def verify(checkout: Checkout, *arguments: str) -> Result:
+    """Run the verification as a person would."""
+    report = checkout.directory / "report.xml"
+    report.unlink(missing_ok=True)
+    done = checkout.verify(f"--junit-xml={report}", *arguments, check=False)
+    output = done.stdout + done.stderr
+    if not report.exists():
+        return Result(done.returncode, {}, {}, 0, output)
+    cases = list(ElementTree.parse(report).iter("testcase"))  # noqa: S314 - it is our own
+    failed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for case in cases:
+        for each in case:
+            if each.tag == "skipped":
+                skipped[case.attrib["name"]] = each.text or ""
+            elif each.tag in ("failure", "error"):
+                name = case.attrib["name"]
+                failed[name] = "\n".join(filter(None, (failed.get(name), each.text)))
+    passed = len(cases) - len(failed) - len(skipped)
+    return Result(done.returncode, failed, skipped, passed, output)
