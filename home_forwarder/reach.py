@@ -207,6 +207,8 @@ class Obstacle:
                 f"take that rule away or forward another port; a container that publishes {protocol} port"
                 f" {port} makes one, too"
             )
+        if self.finding.what == "some":
+            return "see whether this client is meant by it"
         if who == "ufw":
             return f"on the VPS: ufw allow {port}/{protocol}"
         if who == "firewalld":

@@ -102,7 +102,7 @@ class Table:
         """
         found: dict[str, str] = {}
         if depth > DEEPEST or chain not in self.chains:
-            return {"?": chain}
+            return {"?": chain, "": chain}
         for each in self.chains[chain].rules:
             rule = self.read(each, packet)
             if rule.match is False or not rule.verdict:
@@ -113,7 +113,7 @@ class Table:
                 outcomes = {"" if rule.verdict == "return" else rule.verdict: chain}
             if rule.match is None and "drop" in outcomes:  # an address that is banned, a limit
                 outcomes["some"] = outcomes.pop("drop")
-            goes_on = rule.verdict == "jump" and "" in outcomes
+            goes_on = rule.verdict == "?" or (rule.verdict == "jump" and "" in outcomes)
             found.update(
                 {
                     key: where
