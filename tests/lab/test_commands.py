@@ -374,6 +374,8 @@ STEPS = (
         says=" passed",
     ),
     Step(operator, "pytest tests/verify -k relay", says=" passed"),
+    Step(operator, "pytest tests/verify --from-here", says="reached from here: yes ("),
+    Step(operator, "pytest tests/verify --no-reach", says="its homes answer: not tried"),
     # docs/security.md
     Step(on_vps, "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", says="SHA256:"),
     # From another directory: all data is checked, and the same is deployed.

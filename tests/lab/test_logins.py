@@ -139,6 +139,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """A VPS with all users, deployed to by root, and the operator's settings of ssh."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     with Lab(f"logins-{worker}", vpses={}, homes=["home0"]) as lab:
+        lab.home["home0"].serve(tcp=[TCP])
         vps = lab.add_vps("vps1", "trixie", packages=["socat", "tcsh", "fish", "zsh", "opendoas"])
         vps.run(
             "printf 'Match User byssh\\n  PasswordAuthentication yes\\n'"
