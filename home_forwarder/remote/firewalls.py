@@ -12,6 +12,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
 FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
@@ -258,6 +259,7 @@ def nft_match(match: dict[str, Any], packet: Packet, sets: dict[str, Any]) -> bo
     return opposite(found) if match["op"] == "!=" else found
 
 
+@lru_cache
 def outward() -> set[str]:
     """The interfaces with a default route."""
     found = set()
