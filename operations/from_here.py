@@ -110,19 +110,15 @@ def of_families(config: Config) -> Iterator[tuple[Forward, int]]:
 
 
 def addresses_of(host: Host, reached: Reached) -> dict[int, list[str]]:
-    """Where clients find the VPS, by family: as declared, else as seen there; behind a NAT of the
-    provider, where it is logged in to."""
-    declared = host.data.get("addresses") or ()
-    given = [declared] if isinstance(declared, str) else list(declared)
-    seen = given or reached.own
+    """Where clients find the VPS, by family: as seen there; behind a NAT of the provider, where it is
+    logged in to."""
     found: dict[int, list[str]] = {4: [], 6: []}
-    for each in _public(map(str, seen)):
+    for each in _public(reached.own):
         found[each.version].append(str(each))
-    if not given:
-        name = host.data.get("ssh_hostname") or host.name
-        for each in _public(_looked_up(str(name))):
-            if not found[each.version]:
-                found[each.version].append(str(each))
+    name = host.data.get("ssh_hostname") or host.name
+    for each in _public(_looked_up(str(name))):
+        if not found[each.version]:
+            found[each.version].append(str(each))
     return found
 
 
@@ -138,10 +134,7 @@ def _public(
     addresses: Iterable[str],
 ) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     for text in addresses:
-        try:
-            address = ipaddress.ip_address(text.partition("%")[0])
-        except ValueError:
-            continue  # a name in `addresses`
+        address = ipaddress.ip_address(text.partition("%")[0])
         if not any(address in network for network in NOT_PUBLIC):
             yield address
 
