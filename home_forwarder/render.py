@@ -111,7 +111,9 @@ def without_comments(source: str) -> str:
         if token.type == tokenize.COMMENT and number > 2:
             lines[number - 1] = lines[number - 1][:column].rstrip()
     for node in tree.body:
-        if ast.unparse(node).startswith(("if TYPE_CHECKING:", "TYPE_CHECKING = ")):
+        if isinstance(node, ast.If | ast.Assign) and ast.unparse(node).startswith(
+            ("if TYPE_CHECKING:", "TYPE_CHECKING = ")
+        ):
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                 lines[number - 1] = ""
     for number, start, end in sorted(_annotations(tree, lines), reverse=True):

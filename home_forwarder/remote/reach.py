@@ -102,8 +102,8 @@ def ways(question: dict) -> list[dict[str, str]]:  # type: ignore[type-arg]
         at, error = "", ""
         if not address:
             at, error = "address", "unknown" if known is not None else "unreadable"
-        elif no_way(address):
-            at, error = "route", no_way(address)
+        elif error := no_way(address):
+            at = "route"
         elif protocol == "tcp":
             at = "connect"
             targets.append((address, port))
